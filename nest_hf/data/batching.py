@@ -1,0 +1,232 @@
+"""Which recordings make up which batch: a plan that is a function of (seed, epoch) and the same on every process."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+logger = logging.getLogger(__name__)
+
+MIX_TECHNIQUES = ("all", "temperature", "random", "round-robin")
+
+
+class ExampleKey(NamedTuple):
+    """One example of a batch: the epoch, which seeds its augmentation, and the rows that it joins."""
+
+    epoch: int
+    rows: tuple[int, ...]
+
+
+class TokenBudgetBatchSampler(Sampler):
+    """
+    Batches of similar length whose padded size stays within a budget.
+
+    Every epoch shuffles the recordings, sorts them within windows and packs them until
+    `number x longest` would exceed the budget. Every row comes once per epoch over all processes, and every epoch has
+    the same number of batches, a multiple of the number of processes, so that training resumes exactly.
+
+    Args:
+        lengths (`Sequence[float]`): Length of every row, in the unit of `budget` (seconds in pretraining).
+        budget (`float`, *optional*): Largest padded size of a batch.
+        batch_size (`int`, *optional*): Plain number of examples per batch instead of a budget.
+        sort_window (`int`, *optional*, defaults to 64): Batches that are sorted together; 0 keeps the random order.
+        shuffle (`bool`, *optional*, defaults to `True`): False gives the same plan, by length, in every epoch.
+        seed (`int`, *optional*, defaults to 0): Seeds the plan.
+        num_replicas, rank (`int`, *optional*): Number of processes, and this one.
+        join_to (`float`, *optional*): Joins random rows shorter than this to examples of about this length.
+        sources (`Sequence[int]`, *optional*): Data set of every row, where several are mixed.
+        mix (`str`, *optional*, defaults to `"all"`):
+            `all`: every row once. Else an epoch has as many draws as there are rows, dealt to the data sets by
+            `temperature` (share of rows ^ (1 / temperature)), at `random` with `mix_weights`, or `round-robin`
+            (equal shares). A data set is passed through whole before a row comes again, across epochs.
+        mix_temperature (`float`, *optional*, defaults to 1.0), mix_weights (`Sequence[float]`, *optional*): See `mix`.
+        ids (`Sequence[str]`, *optional*): Names of the rows in the report of what exceeds the budget.
+
+    Yields:
+        `list[ExampleKey]`
+
+    Example:
+
+    ```python
+    >>> from nest_hf.data import TokenBudgetBatchSampler
+
+    >>> sampler = TokenBudgetBatchSampler([9.0, 1.0, 10.0, 2.0], budget=20.0, shuffle=False)
+    >>> [[key.rows for key in batch] for batch in sampler]
+    [[(2,), (0,)], [(3,), (1,)]]
+
+    ```
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        *,
+        budget: float | None = None,
+        batch_size: int | None = None,
+        sort_window: int = 64,
+        shuffle: bool = True,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+        join_to: float | None = None,
+        sources: Sequence[int] | None = None,
+        mix: str = "all",
+        mix_temperature: float = 1.0,
+        mix_weights: Sequence[float] | None = None,
+        ids: Sequence[str] | None = None,
+    ):
+        if (budget is None) == (batch_size is None):
+            raise ValueError("pass either a `budget` or a `batch_size`.")
+        if mix not in MIX_TECHNIQUES:
+            raise ValueError(f"`mix` is {mix!r}; choose one of {', '.join(MIX_TECHNIQUES)}.")
+        self.lengths = np.asarray(lengths, dtype=np.float64)
+        self.budget, self.batch_limit = budget, batch_size
+        self.sort_window, self.shuffle, self.seed = sort_window, shuffle, seed
+        self.num_replicas, self.rank = num_replicas, rank
+        self.join_to = join_to
+        self.epoch = 0
+        usable = np.arange(len(self.lengths))
+        if budget is not None:
+            too_long = np.flatnonzero(self.lengths > budget)
+            if len(too_long):
+                names = [str(ids[i]) if ids is not None else f"row {i}" for i in too_long[:5]]
+                logger.warning(
+                    "%d of %d recordings are longer than the batch budget of %s and are left out: %s%s",
+                    len(too_long), len(usable), budget, ", ".join(names), ", ..." if len(too_long) > 5 else "",
+                )  # fmt: skip
+                usable = np.flatnonzero(self.lengths <= budget)
+        if not len(usable):
+            raise ValueError(f"no recording fits into a batch of {budget}; raise the budget.")
+        sources = np.zeros(len(self.lengths), int) if sources is None else np.asarray(sources)
+        self.rows_by_source = [usable[sources[usable] == s] for s in np.unique(sources[usable])]
+        self.draws_by_source = self._draws_by_source(mix, mix_temperature, mix_weights)
+        self.num_batches = self._fixed_number_of_batches()
+
+    def _draws_by_source(self, mix: str, temperature: float, weights: Sequence[float] | None) -> np.ndarray:
+        """Rows that an epoch takes from every data set."""
+        sizes = np.array([len(rows) for rows in self.rows_by_source])
+        if mix == "all":
+            return sizes
+        if mix == "temperature":
+            shares = (sizes / sizes.sum()) ** (1 / temperature)
+        elif mix == "round-robin":
+            shares = np.ones(len(sizes))
+        else:
+            if weights is None or len(weights) != len(sizes) or min(weights) < 0 or sum(weights) == 0:
+                raise ValueError(f"`mix_weights` must hold {len(sizes)} weights, one per data set, not {weights}.")
+            shares = np.asarray(weights, dtype=np.float64)
+        ends = np.round(np.cumsum(shares / shares.sum()) * sizes.sum()).astype(int)
+        return np.diff(ends, prepend=0)
+
+    def _fixed_number_of_batches(self) -> int:
+        """Room for the plans of all epochs, which differ by a few batches; shorter ones are split up to it."""
+        counts = [len(self._pack(self._examples(epoch), epoch)) for epoch in range(4 if self.shuffle else 1)]
+        count = max(counts) if len(set(counts)) == 1 else int(np.ceil(1.02 * max(counts)))
+        count = -(-count // self.num_replicas) * self.num_replicas
+        if count > len(self._examples(0)):
+            raise ValueError(
+                f"{len(self._examples(0))} examples are too few for {self.num_replicas} processes; use fewer."
+            )
+        return count
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_batches // self.num_replicas
+
+    def __iter__(self) -> Iterator[list[ExampleKey]]:
+        plan = self.plan(self.epoch)
+        yield from plan[self.rank :: self.num_replicas]
+
+    def plan(self, epoch: int) -> list[list[ExampleKey]]:
+        """The batches of all processes in an epoch; process r takes every `num_replicas`-th from r on."""
+        epoch = epoch if self.shuffle else 0
+        examples = self._examples(epoch)
+        batches = self._pack(examples, epoch)
+        if len(batches) > self.num_batches:  # sorted as one window there are as few batches as can be
+            batches = self._pack(examples, epoch, window=len(examples))
+        if len(batches) > self.num_batches:
+            raise ValueError(f"epoch {epoch} needs {len(batches)} batches where {self.num_batches} are planned.")
+        largest_first = sorted(range(len(batches)), key=lambda b: -len(batches[b]))
+        while len(batches) < self.num_batches:  # halve the largest ones
+            for b in largest_first[: self.num_batches - len(batches)]:
+                if len(batches[b]) > 1:
+                    half = len(batches[b]) // 2
+                    batches.append(batches[b][half:])
+                    batches[b] = batches[b][:half]
+            largest_first = sorted(range(len(batches)), key=lambda b: -len(batches[b]))
+        if self.shuffle:
+            batches = [batches[b] for b in self._rng(epoch, 2).permutation(len(batches))]
+        return [[ExampleKey(epoch, rows) for rows in batch] for batch in batches]
+
+    def _rng(self, epoch: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, purpose, epoch])
+
+    def _examples(self, epoch: int) -> list[tuple[int, ...]]:
+        """The epoch's examples in random order; joined ones first."""
+        rows = np.concatenate(
+            [self._draw(s, epoch, count) for s, count in enumerate(self.draws_by_source.tolist())]
+        )
+        if self.shuffle:
+            rows = self._rng(epoch, 0).permutation(rows)
+        if self.join_to is None:
+            return [(row,) for row in rows.tolist()]
+        short = self.lengths[rows] < self.join_to
+        ends = np.cumsum(self.lengths[rows[short]])
+        groups: list[tuple[int, ...]] = []
+        if short.any():
+            # as many groups as whole lengths, whatever the order; each row goes where its middle falls
+            count = max(1, int(ends[-1] // self.join_to))
+            middle = ends - self.lengths[rows[short]] / 2
+            group = np.minimum((middle / ends[-1] * count).astype(int), count - 1)
+            starts = np.flatnonzero(np.diff(group, prepend=-1))
+            groups = [tuple(part.tolist()) for part in np.split(rows[short], starts[1:])]
+        return groups + [(row,) for row in rows[~short].tolist()]
+
+    def _draw(self, source: int, epoch: int, count: int) -> np.ndarray:
+        """Draws epoch * count ... (epoch + 1) * count of an endless stream of permutations of a data set's rows."""
+        rows = self.rows_by_source[source]
+        start, end = epoch * count, (epoch + 1) * count
+        passes = range(start // len(rows), -(-end // len(rows)))
+        stream = [
+            rows if not self.shuffle else np.random.default_rng([self.seed, 1, source, p]).permutation(rows)
+            for p in passes
+        ]
+        offset = start - passes[0] * len(rows) if len(passes) else 0
+        return np.concatenate(stream)[offset : offset + count] if stream else rows[:0]
+
+    def _pack(self, examples: list[tuple[int, ...]], epoch: int, window: int | None = None) -> list[list]:
+        lengths = np.array([self.lengths[list(rows)].sum() if len(rows) > 1 else self.lengths[rows[0]]
+                            for rows in examples])  # fmt: skip
+        order = np.arange(len(examples))
+        if not self.shuffle:
+            window = len(examples)
+        elif window is None:
+            per_batch = self.batch_limit or max(1.0, self.budget / lengths.mean())
+            window = int(self.sort_window * per_batch)
+        if window:
+            blocks = np.split(order, range(window, len(order), window))
+            order = np.concatenate([block[np.argsort(-lengths[block], kind="stable")] for block in blocks])
+        batches: list[list] = []
+        batch: list[tuple[int, ...]] = []
+        longest = 0.0
+        for index in order.tolist():
+            grown = max(longest, lengths[index])
+            full = len(batch) >= self.batch_limit if self.batch_limit else grown * (len(batch) + 1) > self.budget
+            if batch and full:
+                batches.append(batch)
+                batch, grown = [], lengths[index]
+            batch.append(examples[index])
+            longest = grown
+        return batches + [batch] if batch else batches
+
+
+def padding_share(lengths: Sequence[float], batches: list[list[ExampleKey]]) -> float:
+    """Share of padding in the padded size of all batches."""
+    lengths = np.asarray(lengths)
+    sizes = [[lengths[list(key.rows)].sum() for key in batch] for batch in batches]
+    padded = sum(len(size) * max(size) for size in sizes)
+    return 1 - sum(map(sum, sizes)) / padded

@@ -1,0 +1,250 @@
+"""From rows of recordings to the batches of NEST pretraining: decoding, noise, features, masks.
+
+Whatever is random is a function of (seed, epoch, id): the same for any number of workers, and after a resume.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
+from ..configuration_nest import NestConfig
+from ..feature_extraction_nest import NestFeatureExtractor
+from ..masking import block_mask, frames_in_loss
+from .audio import AudioError, decode_audio
+from .batching import ExampleKey
+from .noise import NoiseSource, SpeakerNoise
+
+
+def seed_of(seed: int, epoch: int, example_id: str, purpose: str) -> int:
+    """A 64-bit seed for one random decision about one example."""
+    key = f"{seed}\x1f{epoch}\x1f{purpose}\x1f{example_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+@dataclass
+class Example:
+    """One example: its waveform, its noise clip, and what is to be reported about its audio."""
+
+    id: str
+    epoch: int
+    wave: np.ndarray
+    noise: np.ndarray
+    noise_length: int
+    notes: list[tuple[str, str, str]]  # (recording's id, "bad" | "stereo" | "resampled", message)
+
+
+class PretrainingDataset(Dataset):
+    """
+    Decodes recordings and draws their noise clips.
+
+    Args:
+        rows (`datasets.Dataset`): From [`load_speech_dataset`]: `id`, `audio`, `offset`, `duration`.
+        noise (`NoiseSource`, *optional*): Noise clips.
+        sampling_rate (`int`, *optional*, defaults to 16000): Hz.
+        resample (`bool`, *optional*, defaults to `True`): Resample other rates instead of refusing them.
+        seed (`int`, *optional*, defaults to 0): Seeds the noise clips.
+        on_bad_audio (`str`, *optional*, defaults to `"fail"`): `"fail"`, or `"skip"`: drop, note and go on.
+    """
+
+    def __init__(self, rows, *, noise: NoiseSource | None = None, sampling_rate: int = 16000, resample: bool = True,
+                 seed: int = 0, on_bad_audio: str = "fail"):  # fmt: skip
+        if on_bad_audio not in ("fail", "skip"):
+            raise ValueError(f"`on_bad_audio` is {on_bad_audio!r}; choose `fail` or `skip`.")
+        self.rows = rows
+        self.noise = noise
+        self.sampling_rate = sampling_rate
+        self.resample = resample
+        self.seed = seed
+        self.on_bad_audio = on_bad_audio
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: ExampleKey) -> Example:
+        return self.example([self.rows[row] for row in key.rows], key.epoch)
+
+    def example(self, rows: Sequence[dict], epoch: int) -> Example:
+        """Decodes rows, joined to one example."""
+        waves, notes = [], []
+        for row in rows:
+            try:
+                audio = decode_audio(
+                    row["audio"],
+                    sampling_rate=self.sampling_rate,
+                    offset_s=row["offset"] or 0.0,
+                    duration_s=row["duration"],
+                    resample=self.resample,
+                )
+            except AudioError as error:
+                if self.on_bad_audio == "fail":
+                    raise AudioError(
+                        f"recording {row['id']!r}: {error} (--on_bad_audio skip leaves such recordings out)",
+                        error.reason,
+                    ) from error
+                notes.append((row["id"], "bad", f"{error.reason}: {error}"))
+                continue
+            waves.append(audio.samples)
+            if audio.num_channels > 1:
+                notes.append((row["id"], "stereo", f"{audio.num_channels} channels averaged"))
+            if audio.original_sampling_rate != self.sampling_rate:
+                notes.append((row["id"], "resampled", f"{audio.original_sampling_rate} Hz"))
+        wave = waves[0] if len(waves) == 1 else np.concatenate(waves) if waves else np.zeros(0, np.float32)
+        example_id = "+".join(row["id"] for row in rows)
+        noise, noise_length = np.zeros(0, np.float32), 0
+        if self.noise is not None and len(wave):
+            rng = np.random.default_rng(seed_of(self.seed, epoch, example_id, "noise clip"))
+            known_bad = len(self.noise.bad_clips)
+            noise, noise_length = self.noise.draw(len(wave), rng)
+            for clip, reason in list(self.noise.bad_clips.items())[known_bad:]:
+                notes.append((clip, "bad", f"noise clip: {reason}"))
+        return Example(example_id, epoch, wave, noise, noise_length, notes)
+
+
+class PretrainingCollator:
+    """
+    Turns examples into a batch of [`NestForPreTraining`]: noise added, clean and noisy features in one call, masks.
+
+    Args:
+        config (`NestConfig`): Masking and subsampling.
+        extractor (`NestFeatureExtractor`): Features and dither.
+        augmentation (`SpeakerNoise`, *optional*): [`MultiSpeakerNoise`] or [`SpeakerNoise`].
+        seed (`int`, *optional*, defaults to 0): Seeds noise, dither and masks.
+        dither (`bool`, *optional*, defaults to `True`): Add dither, as in training.
+
+    Returns, when called on a list of B [`Example`]s:
+        `input_features`, `target_features` (B, T, M); `attention_mask` (B, T); `mask_time_indices` (B, T), or (B, T')
+        after the subsampling; `labels` (B, T'): 0 in the loss, else -100; `ids` and `notes`, for the trainer.
+    """
+
+    def __init__(self, config: NestConfig, extractor: NestFeatureExtractor, *,
+                 augmentation: SpeakerNoise | None = None, seed: int = 0, dither: bool = True):  # fmt: skip
+        self.config = config
+        self.extractor = extractor
+        self.augmentation = augmentation
+        self.seed = seed
+        self.dither = extractor.dither if dither else 0.0
+
+    def __call__(self, examples: list[Example]) -> dict:
+        notes = [note for example in examples for note in example.notes]
+        examples = [example for example in examples if len(example.wave)] or [_silence()]
+        lengths = np.array([len(example.wave) for example in examples])
+        clean = _pad([example.wave for example in examples], lengths.max())
+        noisy = self._noisy(examples, clean, lengths)
+        waves = torch.from_numpy(np.concatenate([clean, noisy]))
+        if self.dither:
+            for example, *rows in zip(examples, waves[: len(clean)], waves[len(clean) :], strict=True):
+                rng = np.random.default_rng(seed_of(self.seed, example.epoch, example.id, "dither"))
+                for row in rows:  # clean and noisy differ in it, as in NeMo
+                    noise = rng.standard_normal(len(example.wave), dtype=np.float32)
+                    row[: len(noise)].add_(torch.from_numpy(noise), alpha=self.dither)
+        num_samples = torch.from_numpy(lengths)
+        features, attention_mask = self.extractor.extract(waves, num_samples.repeat(2))
+        mask, labels = self._mask(examples, self.extractor.num_frames(num_samples), features.shape[1])
+        return {
+            "input_features": features[len(clean) :],
+            "target_features": features[: len(clean)],
+            "attention_mask": attention_mask[: len(clean)],
+            "mask_time_indices": mask,
+            "labels": labels,
+            "ids": [example.id for example in examples],
+            "notes": notes,
+        }
+
+    def _noisy(self, examples: list[Example], clean: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        if self.augmentation is None:
+            return clean
+        seeds = [seed_of(self.seed, example.epoch, example.id, "noise") for example in examples]
+        added, _ = self.augmentation(
+            clean,
+            lengths,
+            _pad([example.noise for example in examples], lengths.max()),
+            np.array([example.noise_length for example in examples]),
+            rngs=[np.random.default_rng(seed) for seed in seeds],
+            ids=[example.id for example in examples],
+        )
+        return np.add(clean, added, out=added)
+
+    def _mask(self, examples: list[Example], num_frames: torch.Tensor, max_frames: int):
+        """Masked frames and labels of the batch."""
+        config = self.config
+        if config.mask_position == "post_conv":
+            num_frames = -(-num_frames // config.subsampling_factor)
+            max_frames = -(-max_frames // config.subsampling_factor)
+        mask = block_mask(
+            num_frames,
+            max_frames,
+            mask_prob=config.mask_prob,
+            block_size=config.mask_block_size,
+            allow_overlap=config.mask_allow_overlap,
+            version=config.mask_version,
+            generators=[
+                torch.Generator().manual_seed(seed_of(self.seed, example.epoch, example.id, "mask") >> 1)
+                for example in examples
+            ],
+        )
+        in_loss = frames_in_loss(mask, config.masked_frames_per_label, config.mask_threshold)
+        return mask, torch.where(in_loss, 0, -100)
+
+
+class StreamedBatches(IterableDataset):
+    """
+    Batches of a streamed data set, without end: packed by a budget within a window of rows, epoch after epoch.
+
+    Every process and every worker reads its own shards. What it yields is a function of (seed, processes, workers).
+    """
+
+    def __init__(self, stream, examples: PretrainingDataset, collator: PretrainingCollator, *, budget_s: float,
+                 window: int = 256, seed: int = 0, num_replicas: int = 1, rank: int = 0):  # fmt: skip
+        from datasets.distributed import split_dataset_by_node
+
+        self.stream = split_dataset_by_node(stream, rank, num_replicas)
+        self.examples = examples
+        self.collator = collator
+        self.budget = int(budget_s * examples.sampling_rate)
+        self.window = window
+        self.seed = seed
+
+    def __iter__(self):
+        stream = self.stream.shuffle(seed=self.seed, buffer_size=self.window)
+        epoch = 0
+        while True:
+            stream.set_epoch(epoch)
+            window: list[Example] = []
+            empty = True
+            for row in stream:
+                empty = False
+                window.append(self.examples.example([row], epoch))
+                if len(window) == self.window:
+                    yield from self._batches(window)
+                    window = []
+            if empty:
+                return
+            yield from self._batches(window)
+            epoch += 1
+
+    def _batches(self, window: list[Example]):
+        batch: list[Example] = []
+        for example in sorted(window, key=lambda example: -len(example.wave)):
+            longest = len(batch[0].wave) if batch else len(example.wave)
+            if batch and longest * (len(batch) + 1) > self.budget:
+                yield self.collator(batch)
+                batch = []
+            batch.append(example)
+        if batch:
+            yield self.collator(batch)
+
+
+def _pad(waves: list[np.ndarray], length: int) -> np.ndarray:
+    padded = np.zeros((len(waves), length), np.float32)
+    for row, wave in zip(padded, waves, strict=True):
+        row[: len(wave)] = wave
+    return padded
+
+
+def _silence() -> Example:
+    """Stands in for a batch of which no recording could be used; it has no masked frame and so no loss."""
+    return Example("no usable recording", 0, np.zeros(4000, np.float32), np.zeros(0, np.float32), 0, [])

@@ -1,0 +1,42 @@
+"""Package of nest_hf. `pip install .` for the library, extras for what not every user needs."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="nest_hf",
+    version="0.1.0",
+    description="NEST speech pretraining and telephone speech recognition in the Hugging Face ecosystem",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["nest_hf", "nest_hf.*"]),
+    install_requires=[
+        "torch>=2.10,<2.15",
+        "transformers>=5.23,<5.24",
+        "accelerate>=1.15,<2",
+        "datasets>=5.2,<6",
+        "huggingface_hub>=1.0,<3",
+        "safetensors>=0.5,<1",
+        "soundfile>=0.13,<1",
+        "soxr>=0.5,<2",
+        "pyarrow>=18",
+        "numpy>=1.26,<3",
+        "psutil>=5.9",
+        "PyYAML>=6,<7",
+        "tensorboard>=2.16,<3",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "av": ["av>=14"],  # m4a, AMR, webm
+        "demo": ["espeakng-loader>=0.2.4,<0.3"],
+        "plots": ["matplotlib>=3.8,<4"],
+        "dev": [
+            "av>=14",
+            "espeakng-loader>=0.2.4,<0.3",
+            "matplotlib>=3.8,<4",
+            "pytest>=8,<10",
+            "ruff>=0.12,<1",
+        ],
+    },
+)

@@ -1,0 +1,290 @@
+"""
+Pretrains NEST on recordings without labels.
+
+    accelerate launch training/pretrain.py configs/pretrain/nest_large.yaml \\
+        --train_data train.json --eval_data dev.json --noise_data noise.json --output_dir runs/nest_large
+    accelerate launch --multi_gpu --num_processes 8 training/pretrain.py ...            # N GPUs (configs/accelerate/)
+    python training/pretrain.py configs/pretrain/nest_tiny.yaml ... --use_cpu true      # debug on a laptop
+
+YAML files hold what differs from the defaults; options on the command line win. A run that was killed goes on from its
+newest whole checkpoint when the same command is given again.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers import set_seed
+
+from nest_hf import NestFeatureExtractor, NestForPreTraining
+from nest_hf.arguments import (
+    NestModelArguments,
+    NestTrainingArguments,
+    PretrainingDataArguments,
+    model_config,
+    noise_augmentation,
+    parse_arguments,
+    save_resolved,
+)
+from nest_hf.callbacks import TrainLogCallback
+from nest_hf.convert_nemo import convert, read_archive
+from nest_hf.data import (
+    NoiseSource,
+    PretrainingCollator,
+    PretrainingDataset,
+    StreamedBatches,
+    TokenBudgetBatchSampler,
+    load_with_report,
+)
+from nest_hf.trainer import NestTrainer, last_complete_checkpoint
+
+logger = logging.getLogger("pretrain")
+
+
+def main():
+    # 1. arguments
+    model_args, data_args, args = parse_arguments(NestModelArguments, PretrainingDataArguments, NestTrainingArguments)
+    if not data_args.train_data:
+        raise ValueError("`train_data` is missing: give recordings, --train_data manifest.json (README: Data).")
+    if args.output_dir in (None, "", "trainer_output"):
+        raise ValueError("`output_dir` is missing: say where the run goes, --output_dir runs/name.")
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    first = args.process_index == 0
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    datasets.disable_progress_bars()
+    set_seed(args.seed)
+    resume = last_complete_checkpoint(args.output_dir) if args.auto_resume and first else None
+    resume = args.resume_from_checkpoint or (last_complete_checkpoint(args.output_dir) if args.auto_resume else None)
+
+    # 2. model
+    model, extractor = load_model(model_args, data_args)
+    if model_args.sync_batchnorm and args.world_size > 1:
+        if args.device.type == "cuda":
+            model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        else:
+            logger.warning("sync_batchnorm has no effect on CPU: every process keeps BatchNorm statistics of its own.")
+
+    # 3. data
+    with args.main_process_first(local=False, desc="reading the data"):
+        train_rows, reports = load_rows(data_args.train_data, data_args, args, name="train", train=True)
+        eval_rows = {}
+        eval_data = data_args.eval_data or {}
+        for name, source in eval_data.items():
+            eval_rows[name], report = load_rows(source, data_args, args, name=name)
+            reports += report
+        noise, report = load_noise(data_args.noise_data, data_args, name="noise")
+        reports += report
+        eval_noise, report = load_noise(data_args.eval_noise_data, data_args, name="eval_noise")
+        reports += report
+    if not eval_rows:
+        args.eval_strategy = "no"
+    options = {
+        "sampling_rate": extractor.sampling_rate,
+        "resample": data_args.resample,
+        "seed": args.data_seed if args.data_seed is not None else args.seed,
+        "on_bad_audio": data_args.on_bad_audio,
+    }
+    augmentation = noise_augmentation(data_args.noise_augmentation, data_args.noise)
+    collator = PretrainingCollator(model.config, extractor, augmentation=augmentation, seed=options["seed"])
+    sampler = None
+    train_dataset = PretrainingDataset(train_rows, noise=noise, **options)
+    if data_args.streaming:
+        train_dataset = stream_batches(train_rows, train_dataset, collator, data_args, args)
+    else:
+        sampler = batch_plan(train_rows, data_args, args, batch_size=args.per_device_train_batch_size)
+    eval_sets = validation_sets(eval_rows, eval_noise or noise, model.config, extractor, data_args, args, options)
+
+    # 4. trainer
+    trainer = NestTrainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset={name: dataset for name, (dataset, _, _) in eval_sets.items()},
+        train_sampler=sampler,
+        train_collator=collator,
+        eval_sets=eval_sets,
+        processing_class=extractor,
+        callbacks=[TrainLogCallback(args.output_dir)],
+    )
+    if first:
+        save_resolved(args.output_dir, model_args, data_args, args)
+        announce(model, reports, sampler, args, resume)
+
+    # 5. train, validate, save
+    trainer.train(resume_from_checkpoint=resume)
+    metrics = trainer.evaluate() if eval_rows else {}
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    if first:
+        report_audio(trainer.audio_report, args.output_dir, resume)
+        Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
+        for name, value in metrics.items():
+            if not name.endswith(("_runtime", "_per_second")):
+                logger.info("%s: %.6g", name, value)
+        logger.info("\nthe model is in %s; load it with", args.output_dir)
+        logger.info("    from nest_hf import NestModel, NestFeatureExtractor")
+        logger.info('    model = NestModel.from_pretrained("%s")', args.output_dir)
+        logger.info('    extractor = NestFeatureExtractor.from_pretrained("%s")', args.output_dir)
+    if args.push_to_hub:
+        trainer.push_to_hub(commit_message="NEST pretraining")
+
+
+def load_model(model_args: NestModelArguments, data_args: PretrainingDataArguments):
+    """The model to train, from scratch or from weights, and its feature extractor."""
+    start = model_args.model_name_or_path
+    if start is None:
+        model = NestForPreTraining(model_config(model_args))
+        extractor = NestFeatureExtractor(model.config.num_mel_bins, data_args.sampling_rate)
+    elif str(start).endswith(".nemo"):
+        model, extractor = convert(*read_archive(start), source=start)
+    else:
+        model = NestForPreTraining.from_pretrained(start, dtype=torch.float32)
+        extractor = NestFeatureExtractor.from_pretrained(start)
+    if start is not None and model_args.config_overrides:
+        raise ValueError("`config_overrides` would not fit the weights of `model_name_or_path`; give one of both.")
+    if extractor.sampling_rate != data_args.sampling_rate:
+        raise ValueError(f"`sampling_rate` is {data_args.sampling_rate}, the model's {extractor.sampling_rate} Hz.")
+    model.set_attn_implementation(model_args.attn_implementation)
+    return model, extractor
+
+
+def load_rows(source, data_args, args, *, name: str, train: bool = False):
+    limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
+    if data_args.join_to_s:
+        limits["min_duration_s"] = 0.0
+    split = "train" if train else "validation"
+    streaming = data_args.streaming and train
+    rows, report = load_with_report(
+        source, streaming=streaming, split=split, name=name, on_bad_audio=data_args.on_bad_audio, **limits
+    )
+    return rows, [report]
+
+
+def load_noise(source, data_args, *, name: str):
+    if not source:
+        return None, []
+    rows, report = load_with_report(source, name=name, on_bad_audio=data_args.on_bad_audio)
+    clips = NoiseSource(
+        rows, sampling_rate=data_args.sampling_rate, resample=data_args.resample, short_noise=data_args.short_noise
+    )
+    return clips, [report]
+
+
+def batch_plan(rows, data_args, args, *, batch_size: int, train: bool = True) -> TokenBudgetBatchSampler:
+    sources = rows["source"][:] if train and data_args.mix != "all" else None
+    if sources is not None:
+        names = list(dict.fromkeys(sources))
+        sources = [names.index(source) for source in sources]
+    budget = data_args.batch_duration_s
+    return TokenBudgetBatchSampler(
+        rows["duration"][:],
+        budget=budget,
+        batch_size=None if budget else batch_size,
+        sort_window=data_args.sort_window,
+        shuffle=train,
+        seed=args.data_seed if args.data_seed is not None else args.seed,
+        num_replicas=args.world_size,
+        rank=args.process_index,
+        join_to=data_args.join_to_s,
+        sources=sources,
+        mix=data_args.mix if train else "all",
+        mix_temperature=data_args.mix_temperature,
+        mix_weights=data_args.mix_weights,
+        ids=rows["id"],
+    )
+
+
+def validation_sets(eval_rows, noise, config, extractor, data_args, args, options) -> dict:
+    """name -> (data set, batch plan, collator), for every validation set and condition."""
+    conditions = data_args.eval_conditions or ["noisy"]
+    if not set(conditions) <= {"clean", "noisy"}:
+        raise ValueError(f"`eval_conditions` is {conditions}; choose from clean, noisy.")
+    augmentation = noise_augmentation(data_args.eval_noise_augmentation, data_args.noise)
+    sets = {}
+    for name, rows in eval_rows.items():
+        dataset = PretrainingDataset(rows, noise=noise, **options)
+        sampler = batch_plan(rows, data_args, args, batch_size=args.per_device_eval_batch_size, train=False)
+        for condition in conditions:
+            collator = PretrainingCollator(
+                config,
+                extractor,
+                augmentation=augmentation if condition == "noisy" else None,
+                seed=options["seed"],
+                dither=False,
+            )
+            sets[name if len(conditions) == 1 else f"{name}_{condition}"] = (dataset, sampler, collator)
+    return sets
+
+
+def stream_batches(rows, examples, collator, data_args, args) -> StreamedBatches:
+    if args.max_steps <= 0:
+        raise ValueError("a streamed data set has no length: set `max_steps`.")
+    if data_args.batch_duration_s is None:
+        raise ValueError("a streamed data set is batched by duration: set `batch_duration_s`.")
+    if data_args.join_to_s or data_args.mix != "all":
+        raise ValueError("`join_to_s` and `mix` need the whole data set; they have no effect with `streaming`.")
+    return StreamedBatches(
+        rows,
+        examples,
+        collator,
+        budget_s=data_args.batch_duration_s,
+        seed=examples.seed,
+        num_replicas=args.world_size,
+        rank=args.process_index,
+    )
+
+
+def announce(model, reports, sampler, args, resume) -> None:
+    """Says what will be done before it starts."""
+    for report in reports:
+        logger.info("%s", report)
+    logger.info("model: %s", model.config.model_type)
+    for name, module in model.named_children():
+        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        frozen = sum(p.numel() for p in module.buffers()) + sum(p.numel() for p in module.parameters()) - trainable
+        logger.info("  %-10s %12s trainable  %12s fixed", name, f"{trainable:,}", f"{frozen:,}")
+    device = args.device if args.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
+    logger.info("device: %s, processes: %d, bf16: %s, fp16: %s", device, args.world_size, args.bf16, args.fp16)
+    if sampler is not None:
+        logger.info("batches per epoch and process: %d", len(sampler))
+    if args.max_steps > 0:
+        logger.info("updates: %d", args.max_steps)
+    else:
+        logger.info("epochs: %s", args.num_train_epochs)
+    logger.info("output: %s (train.log, checkpoints, config_resolved.yaml)", args.output_dir)
+    if resume:
+        logger.info("going on from %s", resume)
+
+
+def report_audio(audio_report: dict, output_dir: str, resume) -> None:
+    """Counts and names what was odd about the recordings; all of it goes to audio_report.jsonl."""
+    if resume and os.path.isfile(os.path.join(resume, "audio_report.json")):
+        for kind, recording, message in json.loads(Path(resume, "audio_report.json").read_text()):
+            audio_report.setdefault((kind, recording), message)
+    if not audio_report:
+        return
+    by_kind = defaultdict(list)
+    with open(os.path.join(output_dir, "audio_report.jsonl"), "w") as file:
+        for (kind, recording), message in sorted(audio_report.items()):
+            by_kind[kind].append(f"{recording} ({message})" if kind == "bad" else recording)
+            file.write(json.dumps({"id": recording, "kind": kind, "message": message}, ensure_ascii=False) + "\n")
+    words = {"bad": "left out since they could not be used", "stereo": "down-mixed to mono", "resampled": "resampled"}
+    for kind, names in by_kind.items():
+        logger.info("%d recordings %s: %s%s", len(names), words[kind], ", ".join(names[:5]),
+                    ", ... (audio_report.jsonl)" if len(names) > 5 else "")  # fmt: skip
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")
