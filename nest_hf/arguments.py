@@ -1,10 +1,12 @@
-"""Arguments of the scripts: dataclasses, a YAML of differences from their defaults, and overrides on the command line."""
+"""Arguments of the scripts: dataclasses, a YAML of what differs from their defaults, overrides on the command line."""
 
 import dataclasses
 import difflib
 import json
 import os
 import sys
+import types
+import typing
 from argparse import ArgumentError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser, TrainingArguments
 
 from .configuration_nest import PRESETS, NestConfig
@@ -45,7 +48,7 @@ class PretrainingDataArguments:
 
     train_data: list[str] | None = field(
         default=None,
-        metadata={"help": "Training recordings: manifests, folders, parquet, saved data sets, Hub ids; several allowed."},
+        metadata={"help": "Training recordings: manifests, folders, parquet, saved data sets, Hub ids."},
     )
     eval_data: dict | None = field(
         default=None,
@@ -69,7 +72,7 @@ class PretrainingDataArguments:
     )  # fmt: skip
     batch_duration_s: float | None = field(
         default=None,
-        metadata={"help": "Padded seconds of audio per batch and process; per_device_train_batch_size where not given."},
+        metadata={"help": "Padded seconds of audio per batch and process; else per_device_train_batch_size."},
     )
     sort_window: int = field(default=64, metadata={"help": "Batches that are sorted by duration together."})
     mix: str = field(
@@ -102,7 +105,7 @@ class PretrainingDataArguments:
 class NestTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with NeMo's NEST recipe as defaults."""
 
-    learning_rate: float = field(default=5.0, metadata={"help": "Factor of the Noam schedule, or the peak of another."})
+    learning_rate: float = field(default=5.0, metadata={"help": "Factor of the Noam schedule, or another's peak."})
     schedule: str = field(default="noam", metadata={"help": "`noam`, or `trainer` for --lr_scheduler_type."})
     min_lr: float = field(default=1e-6, metadata={"help": "Floor of the Noam schedule after the warm-up."})
     warmup_steps: float = field(default=25000, metadata={"help": "Updates of linear warm-up."})
@@ -143,15 +146,19 @@ def noise_augmentation(name: str, parameters: dict | None) -> SpeakerNoise | Non
         raise ValueError(f"`noise_augmentation` is {name!r}; choose one of {', '.join(classes)}.")
     if classes[name] is None:
         return None
+    kinds = typing.get_type_hints(classes[name])
     check_keys(parameters or {}, [f.name for f in dataclasses.fields(classes[name])], "noise")
-    return classes[name](**parameters or {})
+    return classes[name](**{key: _of_type(v, kinds[key], f"noise: `{key}`") for key, v in (parameters or {}).items()})
 
 
 def model_config(arguments: NestModelArguments) -> NestConfig:
     """The configuration of a model from scratch."""
     overrides = arguments.config_overrides or {}
     check_keys(overrides, [f.name for f in dataclasses.fields(NestConfig)], "config_overrides")
-    return NestConfig.from_preset(arguments.preset, **overrides)
+    try:
+        return NestConfig.from_preset(arguments.preset, **overrides)
+    except StrictDataclassError as error:
+        raise ValueError(f"config_overrides: {error}") from error
 
 
 def check_keys(given: dict, known, where: str) -> None:
@@ -173,95 +180,129 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None) -> tuple:
     Raises:
         ValueError: for an unknown key, with the file and the closest known key, or a value of the wrong type.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    kinds = {  # the parser changes the types in the fields
+        f.name: hints[f.name]
+        for kind in dataclass_types
+        for hints in [typing.get_type_hints(kind)]
+        for f in dataclasses.fields(kind)
+        if f.init
+    }
+    argv = [part for argument in (sys.argv[1:] if argv is None else argv) for part in _one_form(argument, kinds)]
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False, exit_on_error=False)
-    fields = {f.name: f for kind in dataclass_types for f in dataclasses.fields(kind) if f.init}
     values: dict[str, Any] = {}
     while argv and not argv[0].startswith("-"):
-        values.update(_read_yaml(argv.pop(0), fields))
-    values.update(_mappings(argv, fields))
+        values.update(_read_yaml(argv.pop(0), kinds))
+    values.update(_mappings(argv, kinds))
     parser.set_defaults(**{key: value for key, value in values.items() if not isinstance(value, dict)})
     _choose_gpus(argv, values)
-    for argument in argv:
-        name = argument.split("=", 1)[0]
-        if name.startswith("--") and name not in parser._option_string_actions:
-            check_keys({name[2:].replace("-", "_"): None}, list(fields), "command line")
+    options = {argument.split("=", 1)[0] for argument in argv if argument.startswith("--")}
+    for name in sorted(options - set(parser._option_string_actions)):
+        check_keys({name[2:].replace("-", "_"): None}, list(kinds), "command line")
     try:
         namespace, rest = parser.parse_known_args(argv)
-    except (ArgumentError, SystemExit) as error:
-        if isinstance(error, SystemExit):
-            raise
+    except ArgumentError as error:
         raise ValueError(f"command line: {error}") from error
     if rest:
         raise ValueError(f"command line: cannot make sense of {' '.join(rest)!r}; options begin with --.")
-    parsed = {**vars(namespace), **{key: value for key, value in values.items() if isinstance(value, dict)}}
+    mappings = {key: v for key, v in values.items() if isinstance(v, dict) and f"--{key}" not in options}
+    parsed = {**vars(namespace), **mappings}
     return tuple(
         kind(**{f.name: parsed[f.name] for f in dataclasses.fields(kind) if f.init and f.name in parsed})
         for kind in dataclass_types
     )
 
 
-def _read_yaml(path: str, fields: dict) -> dict:
+def _one_form(argument: str, kinds: dict) -> list[str]:
+    """`--some-key` -> `--some_key`, and `--key=value` -> `--key value` for those options that are read here."""
+    flag, equals, value = argument.partition("=")
+    key = flag[2:].replace("-", "_")
+    if not flag.startswith("--") or key not in kinds:
+        return [argument]
+    if equals and (key == "gpu_ids" or _is_mapping(key, kinds)):
+        return [f"--{key}", value]
+    return [f"--{key}{equals}{value}"]
+
+
+def _is_mapping(key: str, kinds: dict) -> bool:
+    return dict in _alternatives(kinds[key]) and key not in TRAINING_FIELDS
+
+
+def _read_yaml(path: str, kinds: dict) -> dict:
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; the first argument is a YAML of the configuration, options follow.")
     try:
-        values = yaml.safe_load(Path(path).read_text()) or {}
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines.")
-    check_keys(values, list(fields), path)
-    for key, value in values.items():
-        values[key] = _of_type(value, fields[key], f"{path}: `{key}`")
-    return values
+    check_keys(values, list(kinds), path)
+    sets = values.get("eval_data")
+    if sets and isinstance(sets, str | list):
+        values["eval_data"] = _named_sources([sets] if isinstance(sets, str) else sets, path)
+    return {key: _of_type(value, kinds[key], f"{path}: `{key}`") for key, value in values.items()}
 
 
-def _of_type(value, field_, where: str):
-    """Checks a YAML value; YAML reads 1e-4 as a string, and a single source may stand for a list."""
-    kind = str(field_.type)
-    if "dict" in kind and isinstance(value, str) and "eval_data" in where:
-        return {"validation": value}
-    if "list" in kind and isinstance(value, str) and "str |" not in kind:
-        return [value]
-    if isinstance(value, str) and ("float" in kind or "int" in kind) and "str" not in kind:
+def _alternatives(kind) -> dict:
+    """`list[str] | None` -> {list: list[str], NoneType: NoneType}."""
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    return {typing.get_origin(one) or one: one for one in kinds}
+
+
+def _of_type(value, kind, where: str):
+    """Checks a value of a YAML, which reads 1e-4 as a string and `no` as false; one value may stand for a list."""
+    kinds = _alternatives(kind)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if list in kinds and isinstance(value, list):
+        item = (*typing.get_args(kinds[list]), str)[0]
+        return [_of_type(one, item, where) for one in value] if item in (str, int, float) else value
+    if type(value) in kinds or (number and float in kinds and not isinstance(value, float)):
+        return value
+    if isinstance(value, str | float) and (int in kinds or float in kinds):
         try:
-            return float(value) if "float" in kind else int(value)
+            value = float(value)
         except ValueError:
             raise ValueError(f"{where} is {value!r}, not a number.") from None
-    if isinstance(value, dict) and "dict" not in kind:
-        raise ValueError(f"{where} is a mapping where {kind} is due.")
-    if isinstance(value, list) and "list" not in kind:
-        raise ValueError(f"{where} is a list where {kind} is due.")
-    if not isinstance(value, bool) and "bool" in kind and "str" not in kind:
-        raise ValueError(f"{where} is {value!r}, not true or false.")
-    return value
+        if float in kinds:
+            return value
+        if value.is_integer():
+            return int(value)
+    elif str in kinds and (number or value is False):
+        return str(value) if number else "no"
+    elif list in kinds and not isinstance(value, dict) and value is not None:
+        return _of_type([value], kind, where)
+    due = " or ".join("null" if one is types.NoneType else one.__name__ for one in kinds)
+    raise ValueError(f"{where} is {value!r} where {due} is due.")
 
 
-def _mappings(argv: list[str], fields: dict) -> dict:
+def _named_sources(items: list, where: str) -> dict:
+    """Validation sets, `name=source` or `source` each; a single one is called `validation`."""
+    named = [item.split("=", 1) if "=" in item else [Path(item).stem, item] for item in map(str, items)]
+    if len({name for name, _ in named}) < len(named):
+        raise ValueError(f"{where}: two sources of eval_data have one name; write name=source.")
+    return dict(named) if len(named) > 1 or "=" in items[0] else {"validation": items[0]}
+
+
+def _mappings(argv: list[str], kinds: dict) -> dict:
     """Takes options with a mapping as value (JSON, or name=source pairs for eval_data) out of `argv`."""
     values = {}
-    for key, field_ in fields.items():
-        flag = f"--{key}"
-        if flag not in argv or "dict" not in str(field_.type) or field_.name in TRAINING_FIELDS:
-            continue
-        start = argv.index(flag)
-        end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
-        given = argv[start + 1 : end]
-        del argv[start:end]
-        if not given:
-            raise ValueError(f"command line: {flag} lacks its value.")
-        if given[0].lstrip().startswith("{"):
-            try:
-                values[key] = json.loads(" ".join(given))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"command line: {flag} is not valid JSON ({error}).") from error
-        elif key == "eval_data":
-            named = [item.split("=", 1) if "=" in item else [Path(item).stem, item] for item in given]
-            if len({name for name, _ in named}) < len(named):
-                raise ValueError("command line: two --eval_data sources have one name; write name=source.")
-            values[key] = dict(named) if len(named) > 1 or "=" in given[0] else {"validation": given[0]}
-        else:
-            raise ValueError(f"command line: {flag} takes a JSON mapping, not {' '.join(given)!r}.")
+    for key in [key for key in kinds if _is_mapping(key, kinds)]:
+        while (flag := f"--{key}") in argv:
+            start = argv.index(flag)
+            end = next((i for i in range(start + 1, len(argv)) if argv[i].startswith("--")), len(argv))
+            given = argv[start + 1 : end]
+            del argv[start:end]
+            if not given:
+                raise ValueError(f"command line: {flag} lacks its value.")
+            if given[0].lstrip().startswith("{"):
+                try:
+                    values[key] = json.loads(" ".join(given))
+                except json.JSONDecodeError as error:
+                    raise ValueError(f"command line: {flag} is not valid JSON ({error}).") from error
+            elif key == "eval_data":
+                values[key] = _named_sources(given, "command line")
+            else:
+                raise ValueError(f"command line: {flag} takes a JSON mapping, not {' '.join(given)!r}.")
     return values
 
 
@@ -282,11 +323,16 @@ def _choose_gpus(argv: list[str], values: dict) -> None:
 
 
 def save_resolved(output_dir: str, *arguments) -> None:
-    """Writes all arguments, defaults included, to `output_dir/config_resolved.yaml`; tokens are left out."""
+    """
+    Writes all arguments, defaults included, to `output_dir/config_resolved.yaml`, which is a YAML of the same script;
+    tokens are left out.
+    """
     resolved = {}
     for argument in arguments:
         values = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
-        resolved.update({key: value for key, value in values.items() if "token" not in key or "tokens" in key})
+        keys = [f.name for f in dataclasses.fields(argument) if f.init and f.name in values]
+        resolved.update({key: values[key] for key in keys if "token" not in key or "tokens" in key})
     path = Path(output_dir) / "config_resolved.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(json.loads(json.dumps(resolved, default=str)), sort_keys=True, allow_unicode=True))
+    plain = json.loads(json.dumps(resolved))
+    path.write_text(yaml.safe_dump(plain, sort_keys=True, allow_unicode=True), encoding="utf-8")

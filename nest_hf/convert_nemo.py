@@ -77,7 +77,7 @@ def convert(nemo_config: dict, state: dict, *, legacy_frontend: bool | None = No
         )
     version = nemo_config.get("nemo_version")
     if legacy_frontend is None:
-        legacy_frontend = _is_legacy(version)
+        legacy_frontend = is_legacy(version)
     config_fields, feature_fields = _read_config(nemo_config, is_ctc, source)
     extractor = NestFeatureExtractor(**feature_fields, legacy_frontend=legacy_frontend)
     state = dict(state)
@@ -186,7 +186,8 @@ def read_archive(nemo_path) -> tuple[dict, dict]:
     return config, state
 
 
-def _is_legacy(version) -> bool:
+def is_legacy(version: str | None) -> bool:
+    """Whether a NeMo version (<= 2.4) reflects edges and leaves padding unmasked in the subsampling."""
     numbers = re.findall(r"\d+", str(version or ""))[:2]
     if not numbers:
         raise ValueError(

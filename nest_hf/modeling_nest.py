@@ -1,7 +1,7 @@
 """NEST (arXiv 2408.13106): FastConformer encoder, masked token prediction, CTC.
 
-The modules and parameter names are those of transformers' Parakeet, so that weights pass between both by plain loading.
-What differs is NeMo's training behaviour (dropout on the residual branches, no layer drop, initial weights) and speed.
+Modules and parameter names are those of transformers' Parakeet, so that weights pass between both by plain loading.
+What differs is NeMo's training behaviour (dropout on residual branches, no layer drop, initial weights) and speed.
 
 Dimensions: B recordings, T mel frames, M mel bins, T' = T / S encoder frames, D hidden size, h heads, d head size,
 H codebooks, C codes per codebook, V vocabulary.
@@ -76,13 +76,18 @@ def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
     return _CpuDropout.apply(x, p)
 
 
+def _is_plain_cpu(x: torch.Tensor) -> bool:
+    """Whether the CPU's own float32 paths apply: not on other devices, under autocast or when compiling."""
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return plain and not torch.compiler.is_compiling()
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """
     `F.linear`; on CPU in float32 as a 1x1 convolution. oneDNN runs it with AVX-512 on any vendor's processor, where
     the BLAS behind `F.linear` falls back to AVX2 on some: half the speed, forward and backward.
     """
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if plain or torch.compiler.is_compiling() or not torch.backends.mkldnn.enabled or x.numel() == 0:
+    if not _is_plain_cpu(x) or not torch.backends.mkldnn.enabled or x.numel() == 0:
         return F.linear(x, weight, bias)
     image = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, D, 1, N), channels last
     return F.conv2d(image, weight[:, :, None, None], bias).permute(0, 2, 3, 1).view(*x.shape[:-1], -1)
@@ -103,7 +108,7 @@ class NestLinear(nn.Linear):
 
 
 class _MaskedReLU(torch.autograd.Function):
-    """ReLU that also zeroes padding, and keeps one tensor: a padded frame stops its gradient as a negative one does."""
+    """ReLU that also zeroes padding and keeps one tensor: padding stops its gradient as a negative value does."""
 
     @staticmethod
     def forward(ctx, x, mask):
@@ -153,7 +158,7 @@ class _PatchStage(torch.autograd.Function):
 
 
 class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
-    """dw_striding subsampling with the channels last: the first convolution and the pointwise ones are matrix products.
+    """dw_striding subsampling, channels last: first and pointwise convolutions are matrix products.
 
     NeMo zeroes the padding before every convolution. Between a depthwise and a pointwise convolution this changes
     nothing that the next zeroing does not undo, so it happens once per stage, together with the ReLU.
@@ -171,7 +176,7 @@ class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
         patches = F.pad(input_features, (pad, pad, pad, pad))
         patches = patches.unfold(1, self.kernel_size, self.stride).unfold(2, self.kernel_size, self.stride)
         patches = patches.flatten(3)  # (B, T/2, M/2, 9)
-        if patches.device.type == "cpu" and patches.dtype == torch.float32 and not torch.compiler.is_compiling():
+        if _is_plain_cpu(patches):
             lengths, mask = self._next_mask(lengths, patches.shape[1])
             mask = mask.expand(patches.shape[:3] + (1,)).reshape(-1, 1) if mask is not None else None
             hidden = _PatchStage.apply(patches.flatten(0, 2), first.weight.flatten(1), first.bias, mask)
@@ -509,9 +514,7 @@ class NestForPreTraining(NestPreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, **kwargs):
         """As `PreTrainedModel.from_pretrained`, but a missing tensor is an error: a new codebook means new targets."""
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         lost = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         if lost:
             raise ValueError(
@@ -709,5 +712,11 @@ def aggregate_layers(hidden_states, mode: str, weights: torch.Tensor | None = No
     return getattr(stacked, mode)(0)
 
 
-__all__ = ["NestForCTC", "NestForPreTraining", "NestForPreTrainingOutput", "NestModel", "NestPreTrainedModel",
-           "aggregate_layers"]
+__all__ = [
+    "NestForCTC",
+    "NestForPreTraining",
+    "NestForPreTrainingOutput",
+    "NestModel",
+    "NestPreTrainedModel",
+    "aggregate_layers",
+]

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import psutil
 import torch
+from accelerate.utils import gather_object
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, sort_checkpoints
 
 from .data.batching import TokenBudgetBatchSampler
 from .data.pretraining import PretrainingCollator, PretrainingDataset, StreamedBatches
@@ -62,8 +63,14 @@ class NestTrainer(Trainer):
     over whole sets, with masks and noise of epoch 0. What was odd about the audio is collected in `audio_report`.
     """
 
-    def __init__(self, *args, train_sampler: TokenBudgetBatchSampler | None = None,
-                 train_collator: PretrainingCollator | None = None, eval_sets: dict | None = None, **kwargs):  # fmt: skip
+    def __init__(
+        self,
+        *args,
+        train_sampler: TokenBudgetBatchSampler | None = None,
+        train_collator: PretrainingCollator | None = None,
+        eval_sets: dict | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.train_sampler = train_sampler
         self.train_collator = train_collator
@@ -113,6 +120,12 @@ class NestTrainer(Trainer):
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _run_epoch(self, *args, **kwargs) -> None:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where Trainer would do one step more
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
+
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -137,6 +150,10 @@ class NestTrainer(Trainer):
     def _note(self, notes) -> None:
         for recording, kind, message in notes:
             self.audio_report.setdefault((kind, recording), message)
+
+    def gather_audio_report(self) -> list[tuple[str, str, str]]:
+        """(kind, recording's id, message) from all processes, each of which has to call this."""
+        return sorted(set(gather_object([(*key, message) for key, message in self.audio_report.items()])))
 
     def _reset_sums(self) -> None:
         self._sums: Counter = Counter()
@@ -176,6 +193,9 @@ class NestTrainer(Trainer):
         if len(self.accelerator._models) == 0 and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
         model.eval()
+        if self.args.world_size > 1:  # BatchNorm's statistics differ by process; those of the first are saved
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         config = self.model.config
         device = self.args.device
         histogram = torch.zeros(config.num_codebooks, config.codebook_size, dtype=torch.float64, device=device)
@@ -188,8 +208,8 @@ class NestTrainer(Trainer):
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = model(**batch, output_logits=False, num_items_in_batch=1)
             in_loss = batch["labels"] != -100
-            parts = (outputs["loss"], in_loss.sum(), outputs["num_correct"], in_loss.new_tensor(len(in_loss), dtype=int))
-            sums += torch.stack([part.double() for part in parts])
+            parts = (outputs["loss"], in_loss.sum(), outputs["num_correct"])
+            sums += torch.stack([*(part.double() for part in parts), sums.new_tensor(len(in_loss))])
             valid = outputs["attention_mask"].bool()
             codes = outputs["codes"].reshape(*valid.shape, config.num_codebooks)[valid]  # (N, H)
             histogram.scatter_add_(1, codes.t(), torch.ones_like(codes.t(), dtype=torch.float64))
@@ -210,6 +230,7 @@ class NestTrainer(Trainer):
         it saves goes on from the checkpoint before. (Trainer writes in place.)
         """
         self.store_flos()
+        audio_report = self.gather_audio_report()
         run_dir = Path(self.args.output_dir)
         final = run_dir / f"checkpoint-{self.state.global_step}"
         partial = final.with_name(final.name + ".incomplete")
@@ -230,21 +251,45 @@ class NestTrainer(Trainer):
                 if isinstance(callback, ExportableState):
                     self.state.stateful_callbacks[type(callback).__name__] = callback.state()
             self.state.save_to_json(str(partial / "trainer_state.json"))
-            (partial / "audio_report.json").write_text(json.dumps([[*k, v] for k, v in self.audio_report.items()]))
+            (partial / "audio_report.json").write_text(json.dumps(audio_report))
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             if final.exists():
-                shutil.rmtree(final)
+                _discard(final)
             os.rename(partial, final)
-            rotate_checkpoints(
-                output_dir=str(run_dir),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=True,
-            )
+            self._rotate_checkpoints(newest=final)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(final))
+
+    def _rotate_checkpoints(self, newest: Path) -> None:
+        """Deletes the oldest checkpoints beyond `save_total_limit`, neither the best nor the newest."""
+        if not self.args.save_total_limit:
+            return
+        best = Path(self.state.best_model_checkpoint or newest)
+        folders = [Path(folder) for folder in sort_checkpoints(str(newest.parent), use_mtime=True)]
+        others = [folder for folder in folders if folder.suffix != ".incomplete" and folder not in (newest, best)]
+        num_kept = max(0, self.args.save_total_limit - len({newest, best}))
+        for folder in others[: max(0, len(others) - num_kept)]:
+            _discard(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        report = Path(resume_from_checkpoint, "audio_report.json")
+        if report.is_file():
+            self.audio_report = {(kind, name): message for kind, name, message in json.loads(report.read_text())}
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
+        if wrong:
+            raise ValueError(f"the checkpoint to resume from does not fit the model: {', '.join(wrong[:4])}.")
+
+
+def _discard(checkpoint: Path) -> None:
+    """Deletes a checkpoint; killed half-way, it leaves nothing that looks like one."""
+    remains = checkpoint.with_name(f"{checkpoint.name}.deleted.incomplete")
+    os.rename(checkpoint, remains)
+    shutil.rmtree(remains)
 
 
 def last_complete_checkpoint(output_dir: str) -> str | None:

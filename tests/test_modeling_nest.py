@@ -105,7 +105,10 @@ def test_gradients_equal_nemos(case, attention):
     model.set_attn_implementation(attention)
     books = model.config.num_codebooks
     expected = {our_name(name): gradient for name, gradient in stored.items()}
-    for name in ("decoder.linear.weight", "decoder.linear.bias"):  # NeMo's rows: class * H + book; ours: book * C + class
+    for name in (
+        "decoder.linear.weight",
+        "decoder.linear.bias",
+    ):  # NeMo's rows: class * H + book; ours: book * C + class
         rows = expected[name].squeeze(-1) if name.endswith("weight") else expected[name]
         expected[name] = rows.unflatten(0, (-1, books)).transpose(0, 1).flatten(0, 1)
     assert_same_gradients(gradients(model, **golden.inputs(case)), expected)
@@ -176,7 +179,9 @@ def test_initial_weights_are_distributed_as_nemos():
     stats = golden.facts("init_stats")["medium"]
     for name, tensor in state.items():
         layer = name.split(".")[2] if name.startswith("encoder.layers.") else "0"
-        row = stats.get(nemo_name(name.replace(f"layers.{layer}.", "layers.0.")) if "layers" in name else nemo_name(name))
+        row = stats.get(
+            nemo_name(name.replace(f"layers.{layer}.", "layers.0.")) if "layers" in name else nemo_name(name)
+        )
         if row is None:
             assert name.endswith(("running_mean", "running_var", "num_batches_tracked")), name
             continue
@@ -237,7 +242,9 @@ def test_legacy_subsampling_sees_the_padding():
     for rows, same in ((full, True), (padded, False)):
         ours, theirs = (m.subsampling(features[rows], mask[rows])[:, :8] for m in (masked, plain))
         assert torch.allclose(ours, theirs, atol=1e-5) == same
-    reference = F.conv2d(features[:1, None], plain.subsampling.layers[0].weight, plain.subsampling.layers[0].bias, 2, 1)
+    reference = F.conv2d(
+        features[:1, None], plain.subsampling.layers[0].weight, plain.subsampling.layers[0].bias, 2, 1
+    )
     for layer in list(plain.subsampling.layers)[1:]:
         reference = layer(reference)
     reference = plain.subsampling.linear(reference.transpose(1, 2).flatten(2))
@@ -455,7 +462,9 @@ def test_custom_backwards_against_finite_differences(monkeypatch):
     patches, weight, bias = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((12, 9), (4, 9), (4,)))
     mask = (torch.arange(12) % 3 > 0)[:, None]
     for m in (None, mask):
-        assert torch.autograd.gradcheck(lambda *a, m=m: modeling_nest._PatchStage.apply(*a, m), (patches, weight, bias))
+        assert torch.autograd.gradcheck(
+            lambda *a, m=m: modeling_nest._PatchStage.apply(*a, m), (patches, weight, bias)
+        )
         assert torch.autograd.gradcheck(lambda x, m=m: modeling_nest._MaskedReLU.apply(x, m), (patches,))
 
 
@@ -542,7 +551,9 @@ def test_weights_pass_to_parakeet_and_back(case):
     expected = nest(features, mask).last_hidden_state
     valid = golden.valid(torch.tensor([12, 8, 5]), 12)
 
-    recogniser = ParakeetForCTC(ParakeetCTCConfig(encoder_config=config.to_dict(), vocab_size=12, pad_token_id=11)).eval()
+    recogniser = ParakeetForCTC(
+        ParakeetCTCConfig(encoder_config=config.to_dict(), vocab_size=12, pad_token_id=11)
+    ).eval()
     recogniser.encoder.load_state_dict(nest.state_dict())
     ours = recogniser.encoder(features, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(ours[valid], expected[valid], atol=1e-5, rtol=0)

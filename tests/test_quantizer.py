@@ -96,9 +96,10 @@ def test_precision_stays_when_the_model_changes_its_own(lower):
 
 def test_precision_stays_under_autocast():
     module = quantizer(codebook_size=2048)
-    codes = module(features())
+    many = features(batch=8, frames=1600)  # in bfloat16 about 0.5 % of the codes change
+    codes = module(many)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(module(features()), codes)
+        assert torch.equal(module(many), codes)
 
 
 def test_precision_stays_in_from_pretrained(tmp_path):

@@ -57,13 +57,14 @@ def main():
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     first = args.process_index == 0
-    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     datasets.disable_progress_bars()
     set_seed(args.seed)
-    resume = last_complete_checkpoint(args.output_dir) if args.auto_resume and first else None
-    resume = args.resume_from_checkpoint or (last_complete_checkpoint(args.output_dir) if args.auto_resume else None)
+    with args.main_process_first(local=False, desc="looking for a checkpoint"):
+        newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None
+    resume = args.resume_from_checkpoint or newest
 
     # 2. model
     model, extractor = load_model(model_args, data_args)
@@ -96,7 +97,7 @@ def main():
     augmentation = noise_augmentation(data_args.noise_augmentation, data_args.noise)
     collator = PretrainingCollator(model.config, extractor, augmentation=augmentation, seed=options["seed"])
     sampler = None
-    train_dataset = PretrainingDataset(train_rows, noise=noise, **options)
+    train_dataset = PretrainingDataset(train_rows, noise=noise if augmentation else None, **options)
     if data_args.streaming:
         train_dataset = stream_batches(train_rows, train_dataset, collator, data_args, args)
     else:
@@ -124,8 +125,9 @@ def main():
     metrics = trainer.evaluate() if eval_rows else {}
     trainer.save_model(args.output_dir)
     trainer.save_state()
+    audio_report = trainer.gather_audio_report()
     if first:
-        report_audio(trainer.audio_report, args.output_dir, resume)
+        report_audio(audio_report, args.output_dir)
         Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
         for name, value in metrics.items():
             if not name.endswith(("_runtime", "_per_second")):
@@ -211,16 +213,11 @@ def validation_sets(eval_rows, noise, config, extractor, data_args, args, option
     augmentation = noise_augmentation(data_args.eval_noise_augmentation, data_args.noise)
     sets = {}
     for name, rows in eval_rows.items():
-        dataset = PretrainingDataset(rows, noise=noise, **options)
         sampler = batch_plan(rows, data_args, args, batch_size=args.per_device_eval_batch_size, train=False)
         for condition in conditions:
-            collator = PretrainingCollator(
-                config,
-                extractor,
-                augmentation=augmentation if condition == "noisy" else None,
-                seed=options["seed"],
-                dither=False,
-            )
+            added = augmentation if condition == "noisy" else None
+            dataset = PretrainingDataset(rows, noise=noise if added else None, **options)
+            collator = PretrainingCollator(config, extractor, augmentation=added, seed=options["seed"], dither=False)
             sets[name if len(conditions) == 1 else f"{name}_{condition}"] = (dataset, sampler, collator)
     return sets
 
@@ -265,16 +262,13 @@ def announce(model, reports, sampler, args, resume) -> None:
         logger.info("going on from %s", resume)
 
 
-def report_audio(audio_report: dict, output_dir: str, resume) -> None:
+def report_audio(audio_report: list[tuple[str, str, str]], output_dir: str) -> None:
     """Counts and names what was odd about the recordings; all of it goes to audio_report.jsonl."""
-    if resume and os.path.isfile(os.path.join(resume, "audio_report.json")):
-        for kind, recording, message in json.loads(Path(resume, "audio_report.json").read_text()):
-            audio_report.setdefault((kind, recording), message)
     if not audio_report:
         return
     by_kind = defaultdict(list)
     with open(os.path.join(output_dir, "audio_report.jsonl"), "w") as file:
-        for (kind, recording), message in sorted(audio_report.items()):
+        for kind, recording, message in audio_report:
             by_kind[kind].append(f"{recording} ({message})" if kind == "bad" else recording)
             file.write(json.dumps({"id": recording, "kind": kind, "message": message}, ensure_ascii=False) + "\n")
     words = {"bad": "left out since they could not be used", "stereo": "down-mixed to mono", "resampled": "resampled"}
@@ -286,5 +280,8 @@ def report_audio(audio_report: dict, output_dir: str, resume) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError) as error:
+        message = str(error).strip()
+        if "in DataLoader worker process" in message.partition("\n")[0]:  # a traceback, of which the last line counts
+            message = message.splitlines()[-1].partition(": ")[2]
+        sys.exit(f"error: {' '.join(message.split())}")

@@ -9,6 +9,7 @@ from torch.utils.data import Sampler
 
 logger = logging.getLogger(__name__)
 
+SAMPLED_EPOCHS = 4  # from which the number of batches of every epoch is taken
 MIX_TECHNIQUES = ("all", "temperature", "random", "round-robin")
 
 
@@ -79,6 +80,15 @@ class TokenBudgetBatchSampler(Sampler):
     ):
         if (budget is None) == (batch_size is None):
             raise ValueError("pass either a `budget` or a `batch_size`.")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; it must be 1 or more.")
+        if budget is not None and join_to is not None and 2.5 * join_to > budget:
+            raise ValueError(
+                f"`join_to` is {join_to} and the batch budget {budget}, but a joined example may reach 2.5 times "
+                f"`join_to`; raise the budget to {2.5 * join_to}, or join less."
+            )
+        if mix_weights is not None and mix != "random":
+            raise ValueError(f"`mix_weights` has no effect with `mix` {mix!r}; choose `random`, or leave it out.")
         if mix not in MIX_TECHNIQUES:
             raise ValueError(f"`mix` is {mix!r}; choose one of {', '.join(MIX_TECHNIQUES)}.")
         self.lengths = np.asarray(lengths, dtype=np.float64)
@@ -122,14 +132,13 @@ class TokenBudgetBatchSampler(Sampler):
 
     def _fixed_number_of_batches(self) -> int:
         """Room for the plans of all epochs, which differ by a few batches; shorter ones are split up to it."""
-        counts = [len(self._pack(self._examples(epoch), epoch)) for epoch in range(4 if self.shuffle else 1)]
+        num_rows = int(self.draws_by_source.sum())
+        counts = [len(self._pack(self._examples(epoch))) for epoch in range(SAMPLED_EPOCHS if self.shuffle else 1)]
         count = max(counts) if len(set(counts)) == 1 else int(np.ceil(1.02 * max(counts)))
-        count = -(-count // self.num_replicas) * self.num_replicas
-        if count > len(self._examples(0)):
-            raise ValueError(
-                f"{len(self._examples(0))} examples are too few for {self.num_replicas} processes; use fewer."
-            )
-        return count
+        least, count = (-(-n // self.num_replicas) * self.num_replicas for n in (max(counts), count))
+        if least > num_rows:
+            raise ValueError(f"{num_rows} recordings are too few for {self.num_replicas} processes; use fewer.")
+        return count if count <= num_rows else least
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -145,19 +154,22 @@ class TokenBudgetBatchSampler(Sampler):
         """The batches of all processes in an epoch; process r takes every `num_replicas`-th from r on."""
         epoch = epoch if self.shuffle else 0
         examples = self._examples(epoch)
-        batches = self._pack(examples, epoch)
+        batches = self._pack(examples)
         if len(batches) > self.num_batches:  # sorted as one window there are as few batches as can be
-            batches = self._pack(examples, epoch, window=len(examples))
-        if len(batches) > self.num_batches:
-            raise ValueError(f"epoch {epoch} needs {len(batches)} batches where {self.num_batches} are planned.")
-        largest_first = sorted(range(len(batches)), key=lambda b: -len(batches[b]))
-        while len(batches) < self.num_batches:  # halve the largest ones
-            for b in largest_first[: self.num_batches - len(batches)]:
-                if len(batches[b]) > 1:
-                    half = len(batches[b]) // 2
-                    batches.append(batches[b][half:])
-                    batches[b] = batches[b][:half]
-            largest_first = sorted(range(len(batches)), key=lambda b: -len(batches[b]))
+            batches = self._pack(examples, window=len(examples))
+        if len(batches) > self.num_batches:  # joined or drawn otherwise, as in an epoch that is known to fit
+            examples = self._examples(epoch % SAMPLED_EPOCHS)
+            batches = self._pack(examples, window=len(examples))
+        while (missing := self.num_batches - len(batches)) > 0:  # halve the largest ones
+            sizes = [len(batch) for batch in batches]
+            if only_single := max(sizes) == 1:  # nothing is left but to part joined recordings
+                sizes = [len(batch[0]) for batch in batches]
+            for b in sorted(range(len(batches)), key=lambda b: -sizes[b])[:missing]:
+                if sizes[b] > 1:
+                    half, batch = sizes[b] // 2, batches[b]
+                    parts = ([batch[0][:half]], [batch[0][half:]]) if only_single else (batch[:half], batch[half:])
+                    batches[b] = parts[0]
+                    batches.append(parts[1])
         if self.shuffle:
             batches = [batches[b] for b in self._rng(epoch, 2).permutation(len(batches))]
         return [[ExampleKey(epoch, rows) for rows in batch] for batch in batches]
@@ -167,9 +179,7 @@ class TokenBudgetBatchSampler(Sampler):
 
     def _examples(self, epoch: int) -> list[tuple[int, ...]]:
         """The epoch's examples in random order; joined ones first."""
-        rows = np.concatenate(
-            [self._draw(s, epoch, count) for s, count in enumerate(self.draws_by_source.tolist())]
-        )
+        rows = np.concatenate([self._draw(s, epoch, count) for s, count in enumerate(self.draws_by_source.tolist())])
         if self.shuffle:
             rows = self._rng(epoch, 0).permutation(rows)
         if self.join_to is None:
@@ -198,7 +208,7 @@ class TokenBudgetBatchSampler(Sampler):
         offset = start - passes[0] * len(rows) if len(passes) else 0
         return np.concatenate(stream)[offset : offset + count] if stream else rows[:0]
 
-    def _pack(self, examples: list[tuple[int, ...]], epoch: int, window: int | None = None) -> list[list]:
+    def _pack(self, examples: list[tuple[int, ...]], window: int | None = None) -> list[list]:
         lengths = np.array([self.lengths[list(rows)].sum() if len(rows) > 1 else self.lengths[rows[0]]
                             for rows in examples])  # fmt: skip
         order = np.arange(len(examples))

@@ -5,7 +5,7 @@ Whatever is random is a function of (seed, epoch, id): the same for any number o
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -130,10 +130,9 @@ class PretrainingCollator:
 
     def __call__(self, examples: list[Example]) -> dict:
         notes = [note for example in examples for note in example.notes]
-        examples = [example for example in examples if len(example.wave)] or [_silence()]
-        lengths = np.array([len(example.wave) for example in examples])
-        clean = _pad([example.wave for example in examples], lengths.max())
-        noisy = self._noisy(examples, clean, lengths)
+        usable = [example for example in examples if len(example.wave)]
+        examples = usable or [_silence()]
+        clean, noisy, lengths = self.waveforms(examples)
         waves = torch.from_numpy(np.concatenate([clean, noisy]))
         if self.dither:
             for example, *rows in zip(examples, waves[: len(clean)], waves[len(clean) :], strict=True):
@@ -144,6 +143,8 @@ class PretrainingCollator:
         num_samples = torch.from_numpy(lengths)
         features, attention_mask = self.extractor.extract(waves, num_samples.repeat(2))
         mask, labels = self._mask(examples, self.extractor.num_frames(num_samples), features.shape[1])
+        if not usable:
+            mask, labels = torch.zeros_like(mask), torch.full_like(labels, -100)
         return {
             "input_features": features[len(clean) :],
             "target_features": features[: len(clean)],
@@ -154,9 +155,12 @@ class PretrainingCollator:
             "notes": notes,
         }
 
-    def _noisy(self, examples: list[Example], clean: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    def waveforms(self, examples: list[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Clean and noisy waveforms (B, N), zero padded, and their lengths (B,)."""
+        lengths = np.array([len(example.wave) for example in examples])
+        clean = _pad([example.wave for example in examples], lengths.max())
         if self.augmentation is None:
-            return clean
+            return clean, clean, lengths
         seeds = [seed_of(self.seed, example.epoch, example.id, "noise") for example in examples]
         added, _ = self.augmentation(
             clean,
@@ -166,7 +170,7 @@ class PretrainingCollator:
             rngs=[np.random.default_rng(seed) for seed in seeds],
             ids=[example.id for example in examples],
         )
-        return np.add(clean, added, out=added)
+        return clean, np.add(clean, added, out=added), lengths
 
     def _mask(self, examples: list[Example], num_frames: torch.Tensor, max_frames: int):
         """Masked frames and labels of the batch."""
@@ -217,7 +221,7 @@ class StreamedBatches(IterableDataset):
             empty = True
             for row in stream:
                 empty = False
-                window.append(self.examples.example([row], epoch))
+                window.append(self._within_budget(self.examples.example([row], epoch)))
                 if len(window) == self.window:
                     yield from self._batches(window)
                     window = []
@@ -225,6 +229,13 @@ class StreamedBatches(IterableDataset):
                 return
             yield from self._batches(window)
             epoch += 1
+
+    def _within_budget(self, example: Example) -> Example:
+        if len(example.wave) <= self.budget:
+            return example
+        rate = self.examples.sampling_rate
+        message = f"too long: {len(example.wave) / rate:.1f} s exceed the batch budget of {self.budget / rate:g} s"
+        return replace(example, wave=example.wave[:0], notes=[*example.notes, (example.id, "bad", message)])
 
     def _batches(self, window: list[Example]):
         batch: list[Example] = []
@@ -246,5 +257,5 @@ def _pad(waves: list[np.ndarray], length: int) -> np.ndarray:
 
 
 def _silence() -> Example:
-    """Stands in for a batch of which no recording could be used; it has no masked frame and so no loss."""
+    """Stands in for a batch of which no recording could be used; nothing of it is masked, so it has no loss."""
     return Example("no usable recording", 0, np.zeros(4000, np.float32), np.zeros(0, np.float32), 0, [])
