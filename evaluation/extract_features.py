@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 from nest_hf import NestFeatureExtractor, NestModel, aggregate_layers
-from nest_hf.arguments import parse_arguments
+from nest_hf.arguments import error_line, parse_arguments
 from nest_hf.convert_nemo import convert, read_archive
 from nest_hf.data import PretrainingDataset, TokenBudgetBatchSampler, load_with_report
 from nest_hf.data.feature_files import open_features
@@ -79,6 +79,7 @@ def main():
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
 
     # 2. model
@@ -210,4 +211,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(error_line(error))

@@ -29,8 +29,9 @@ class NestModelArguments:
         default=None,
         metadata={"help": "Start from these weights: a folder, a Hub id or a .nemo file. The schedule starts anew."},
     )
-    preset: str = field(
-        default="large", metadata={"help": f"Size of a model trained from scratch: {', '.join(PRESETS)}."}
+    preset: str | None = field(
+        default=None,
+        metadata={"help": f"Size of a model trained from scratch: {', '.join(PRESETS)}; large where not given."},
     )
     config_overrides: dict | None = field(
         default=None, metadata={"help": "Fields of NestConfig that differ, a YAML mapping or JSON."}
@@ -63,7 +64,10 @@ class PretrainingDataArguments:
     )
     sampling_rate: int = field(default=16000, metadata={"help": "Hz of the model's input."})
     resample: bool = field(default=True, metadata={"help": "Resample recordings of another rate, or refuse them."})
-    min_duration_s: float = field(default=1.0, metadata={"help": "Shorter recordings are left out, and counted."})
+    min_duration_s: float | None = field(
+        default=None,
+        metadata={"help": "Shorter recordings are left out, and counted; 1.0 where not given, 0 with join_to_s."},
+    )
     max_duration_s: float = field(default=60.0, metadata={"help": "Longer recordings are left out, and counted."})
     join_to_s: float | None = field(
         default=None,
@@ -105,14 +109,19 @@ class PretrainingDataArguments:
 class NestTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with NeMo's NEST recipe as defaults."""
 
-    learning_rate: float = field(default=5.0, metadata={"help": "Factor of the Noam schedule, or another's peak."})
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Factor of the Noam schedule (5.0 where not given), or another's peak."}
+    )
     schedule: str = field(default="noam", metadata={"help": "`noam`, or `trainer` for --lr_scheduler_type."})
     min_lr: float = field(default=1e-6, metadata={"help": "Floor of the Noam schedule after the warm-up."})
     warmup_steps: float = field(default=25000, metadata={"help": "Updates of linear warm-up."})
     weight_decay: float = field(default=1e-3, metadata={"help": "On all parameters, biases and norms included."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clipping of the gradient norm; 0 is none."})
-    max_steps: int = field(default=500_000, metadata={"help": "Updates; -1 lets num_train_epochs decide."})
+    max_steps: int | None = field(
+        default=None, metadata={"help": "Updates; num_train_epochs decides where not given, else 500,000."}
+    )
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs, where max_steps is not given."})
     per_device_train_batch_size: int = field(default=8, metadata={"help": "Recordings per batch and process."})
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Recordings per validation batch."})
     eval_strategy: str = field(default="steps", metadata={"help": "no, steps or epoch."})
@@ -125,6 +134,9 @@ class NestTrainingArguments(TrainingArguments):
         default_factory=lambda: ["tensorboard"], metadata={"help": "tensorboard, wandb, trackio, none."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay false: the collator needs all."})
+    ddp_gradient_as_bucket_view: bool = field(
+        default=False, metadata={"help": "DDP: gradients as views of its buckets, which saves their size in memory."}
+    )
     gpu_ids: str | None = field(default=None, metadata={"help": "Use only these GPUs, such as 0,2."})
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads of every process (accelerate launch sets 1)."}
@@ -136,7 +148,31 @@ class NestTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.schedule not in ("noam", "trainer"):
             raise ValueError(f"`schedule` is {self.schedule!r}; choose `noam` or `trainer`.")
+        if self.learning_rate is None:
+            if self.schedule == "trainer":
+                raise ValueError(
+                    "`schedule` is trainer, which has no default rate; give `learning_rate`, such as 1e-3."
+                )
+            self.learning_rate = 5.0
+        if self.max_steps is None:
+            self.max_steps = -1 if self.num_train_epochs is not None else 500_000
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 3.0
+        for name in WITHOUT_EFFECT:
+            default = TrainingArguments.__dataclass_fields__[name].default
+            if getattr(self, name) not in (default, None):
+                raise ValueError(f"`{name}` has no effect here, since batches are planned in advance; leave it out.")
         super().__post_init__()
+
+
+# options of Trainer's own loaders, which are not used
+WITHOUT_EFFECT = (
+    "auto_find_batch_size",
+    "dataloader_drop_last",
+    "length_column_name",
+    "prediction_loss_only",
+    "train_sampling_strategy",
+)
 
 
 def noise_augmentation(name: str, parameters: dict | None) -> SpeakerNoise | None:
@@ -156,7 +192,7 @@ def model_config(arguments: NestModelArguments) -> NestConfig:
     overrides = arguments.config_overrides or {}
     check_keys(overrides, [f.name for f in dataclasses.fields(NestConfig)], "config_overrides")
     try:
-        return NestConfig.from_preset(arguments.preset, **overrides)
+        return NestConfig.from_preset(arguments.preset or "large", **overrides)
     except StrictDataclassError as error:
         raise ValueError(f"config_overrides: {error}") from error
 
@@ -314,12 +350,12 @@ def _choose_gpus(argv: list[str], values: dict) -> None:
     gpu_ids = argv[argv.index("--gpu_ids") + 1] if "--gpu_ids" in argv[:-1] else values.get("gpu_ids")
     if gpu_ids is None:
         return
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)  # before the first question about CUDA, which fixes the list
     if not torch.cuda.is_available():
         raise ValueError(
             f"`gpu_ids` is {gpu_ids}, but this torch ({torch.__version__}) finds no CUDA device; install a CUDA build "
             "and a driver, or leave `gpu_ids` out to train on the CPU."
         )
-    os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu_ids)
 
 
 def save_resolved(output_dir: str, *arguments) -> None:
@@ -336,3 +372,11 @@ def save_resolved(output_dir: str, *arguments) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(resolved))
     path.write_text(yaml.safe_dump(plain, sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def error_line(error: Exception) -> str:
+    """What a script says when it ends with an error of its input: one line."""
+    message = str(error).strip()
+    if "in DataLoader worker process" in message.partition("\n")[0]:  # a traceback, of which the last line counts
+        message = message.splitlines()[-1].partition(": ")[2]
+    return f"error: {' '.join(message.split())}"

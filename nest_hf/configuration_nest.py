@@ -63,7 +63,8 @@ class NestConfig(ParakeetEncoderConfig):
             Mask mel frames before the subsampling, or encoder frames after it (`"post_conv"`).
         mask_prob (`float`, *optional*, defaults to 0.01):
             With overlap, the probability that a block starts at a frame; without, the share of masked frames.
-        mask_block_size (`int`, *optional*, defaults to 40): Frames per block: 400 ms before the subsampling.
+        mask_block_size (`int`, *optional*, defaults to 40):
+            Mel frames per block (400 ms); after the subsampling 40 // 8 encoder frames.
         mask_allow_overlap (`bool`, *optional*, defaults to `True`): Whether blocks may overlap.
         mask_version (`str`, *optional*, defaults to `"3.0"`): NeMo version whose drawing rules hold, or `"2.x"`.
         mask_value (`float`, *optional*): A constant for masked frames instead of a random embedding.

@@ -81,6 +81,15 @@ class NestFeatureExtractor(SequenceFeatureExtractor):
         )  # (n_fft / 2 + 1, M)
         self.window = torch.hann_window(win_length, periodic=False)
 
+    @classmethod
+    def at_rate(cls, sampling_rate: int, **kwargs) -> "NestFeatureExtractor":
+        """The extractor for another rate: hop 10 ms, window 25 ms, the next power of 2 as Fourier transform."""
+        win_length = sampling_rate // 40
+        n_fft = 2 ** (win_length - 1).bit_length()
+        return cls(
+            sampling_rate=sampling_rate, hop_length=sampling_rate // 100, win_length=win_length, n_fft=n_fft, **kwargs
+        )
+
     def to_dict(self):
         """The constants that follow from the other fields are not saved."""
         return {key: value for key, value in super().to_dict().items() if key not in ("mel_filters", "window")}

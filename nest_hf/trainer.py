@@ -101,6 +101,16 @@ class NestTrainer(Trainer):
         dataset, sampler, collator = self.eval_sets[name]
         return _PlannedDataLoader(dataset, sampler, collate_fn=collator, **self._loader_options())
 
+    def _prepare_inputs(self, inputs):
+        """Moves a batch to the device; the features of the targets keep float32, also where the model does not."""
+        targets = inputs.pop("target_features")
+        return {**super()._prepare_inputs(inputs), "target_features": targets.to(self.args.device)}
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        args = super()._build_accelerator_args(**kwargs)
+        args["kwargs_handlers"][0].gradient_as_bucket_view = self.args.ddp_gradient_as_bucket_view
+        return args
+
     # --- optimizer and schedule ------------------------------------------------------------------------------------
 
     def get_decay_parameter_names(self, model) -> list[str]:

@@ -27,6 +27,7 @@ from nest_hf.arguments import (
     NestModelArguments,
     NestTrainingArguments,
     PretrainingDataArguments,
+    error_line,
     model_config,
     noise_augmentation,
     parse_arguments,
@@ -60,6 +61,7 @@ def main():
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
@@ -88,6 +90,10 @@ def main():
         reports += report
     if not eval_rows:
         args.eval_strategy = "no"
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
+        )
     options = {
         "sampling_rate": extractor.sampling_rate,
         "resample": data_args.resample,
@@ -103,6 +109,9 @@ def main():
     else:
         sampler = batch_plan(train_rows, data_args, args, batch_size=args.per_device_train_batch_size)
     eval_sets = validation_sets(eval_rows, eval_noise or noise, model.config, extractor, data_args, args, options)
+
+    if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
+        args.metric_for_best_model, args.greater_is_better = f"{next(iter(eval_sets))}_loss", False
 
     # 4. trainer
     trainer = NestTrainer(
@@ -143,16 +152,16 @@ def main():
 def load_model(model_args: NestModelArguments, data_args: PretrainingDataArguments):
     """The model to train, from scratch or from weights, and its feature extractor."""
     start = model_args.model_name_or_path
+    if start is not None and (model_args.config_overrides or model_args.preset):
+        raise ValueError("`model_name_or_path` decides the model; leave out `preset` and `config_overrides`.")
     if start is None:
         model = NestForPreTraining(model_config(model_args))
-        extractor = NestFeatureExtractor(model.config.num_mel_bins, data_args.sampling_rate)
+        extractor = NestFeatureExtractor.at_rate(data_args.sampling_rate, feature_size=model.config.num_mel_bins)
     elif str(start).endswith(".nemo"):
         model, extractor = convert(*read_archive(start), source=start)
     else:
         model = NestForPreTraining.from_pretrained(start, dtype=torch.float32)
         extractor = NestFeatureExtractor.from_pretrained(start)
-    if start is not None and model_args.config_overrides:
-        raise ValueError("`config_overrides` would not fit the weights of `model_name_or_path`; give one of both.")
     if extractor.sampling_rate != data_args.sampling_rate:
         raise ValueError(f"`sampling_rate` is {data_args.sampling_rate}, the model's {extractor.sampling_rate} Hz.")
     model.set_attn_implementation(model_args.attn_implementation)
@@ -160,15 +169,20 @@ def load_model(model_args: NestModelArguments, data_args: PretrainingDataArgumen
 
 
 def load_rows(source, data_args, args, *, name: str, train: bool = False):
-    limits = {"min_duration_s": data_args.min_duration_s, "max_duration_s": data_args.max_duration_s}
-    if data_args.join_to_s:
-        limits["min_duration_s"] = 0.0
     split = "train" if train else "validation"
     streaming = data_args.streaming and train
+    limits = {} if streaming else duration_limits(data_args)  # StreamedBatches counts what it leaves out itself
     rows, report = load_with_report(
         source, streaming=streaming, split=split, name=name, on_bad_audio=data_args.on_bad_audio, **limits
     )
     return rows, [report]
+
+
+def duration_limits(data_args) -> dict:
+    low = data_args.min_duration_s
+    if low is None:
+        low = 0.0 if data_args.join_to_s else 1.0
+    return {"min_duration_s": low, "max_duration_s": data_args.max_duration_s}
 
 
 def load_noise(source, data_args, *, name: str):
@@ -234,6 +248,7 @@ def stream_batches(rows, examples, collator, data_args, args) -> StreamedBatches
         examples,
         collator,
         budget_s=data_args.batch_duration_s,
+        **duration_limits(data_args),
         seed=examples.seed,
         num_replicas=args.world_size,
         rank=args.process_index,
@@ -281,7 +296,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        message = str(error).strip()
-        if "in DataLoader worker process" in message.partition("\n")[0]:  # a traceback, of which the last line counts
-            message = message.splitlines()[-1].partition(": ")[2]
-        sys.exit(f"error: {' '.join(message.split())}")
+        sys.exit(f"\n{error_line(error)}")  # a progress bar may stand in the line before

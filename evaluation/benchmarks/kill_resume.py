@@ -32,8 +32,8 @@ MAX_STEPS = 60
 # the best checkpoint is loaded at the end, so that rotation has one to keep
 OPTIONS = f"""
 --preset tiny --config_overrides {{"mask_prob":0.02}} --use_cpu true --num_threads 1 --report_to none
---disable_tqdm true --schedule trainer --learning_rate 1e-3 --warmup_steps 2 --max_steps {MAX_STEPS} --batch_duration_s 10
---gradient_accumulation_steps 2 --logging_steps 1 --eval_steps 2 --save_steps 2 --save_total_limit 2
+--disable_tqdm true --schedule trainer --learning_rate 1e-3 --warmup_steps 2 --max_steps {MAX_STEPS} --logging_steps 1
+--batch_duration_s 10 --gradient_accumulation_steps 2 --eval_steps 2 --save_steps 2 --save_total_limit 2
 --load_best_model_at_end true --metric_for_best_model eval_validation_loss
 """.split()
 

@@ -5,7 +5,7 @@ Whatever is random is a function of (seed, epoch, id): the same for any number o
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -175,14 +175,16 @@ class PretrainingCollator:
     def _mask(self, examples: list[Example], num_frames: torch.Tensor, max_frames: int):
         """Masked frames and labels of the batch."""
         config = self.config
+        block_size = config.mask_block_size
         if config.mask_position == "post_conv":
+            block_size = max(1, block_size // config.subsampling_factor)
             num_frames = -(-num_frames // config.subsampling_factor)
             max_frames = -(-max_frames // config.subsampling_factor)
         mask = block_mask(
             num_frames,
             max_frames,
             mask_prob=config.mask_prob,
-            block_size=config.mask_block_size,
+            block_size=block_size,
             allow_overlap=config.mask_allow_overlap,
             version=config.mask_version,
             generators=[
@@ -199,43 +201,74 @@ class StreamedBatches(IterableDataset):
     Batches of a streamed data set, without end: packed by a budget within a window of rows, epoch after epoch.
 
     Every process and every worker reads its own shards. What it yields is a function of (seed, processes, workers).
+
+    Args:
+        stream (`datasets.IterableDataset`): Rows, without limits of duration.
+        examples (`PretrainingDataset`), collator (`PretrainingCollator`): From rows to batches.
+        budget_s (`float`): Padded seconds per batch.
+        min_duration_s, max_duration_s (`float`): Recordings outside are left out and noted.
+        window (`int`, *optional*, defaults to 256): Recordings that are sorted by duration together.
+        shuffle_buffer (`int`, *optional*, defaults to 2048): Rows among which the next one is drawn.
+        seed, num_replicas, rank: As [`TokenBudgetBatchSampler`].
     """
 
-    def __init__(self, stream, examples: PretrainingDataset, collator: PretrainingCollator, *, budget_s: float,
-                 window: int = 256, seed: int = 0, num_replicas: int = 1, rank: int = 0):  # fmt: skip
+    def __init__(
+        self,
+        stream,
+        examples: PretrainingDataset,
+        collator: PretrainingCollator,
+        *,
+        budget_s: float,
+        min_duration_s: float = 0.0,
+        max_duration_s: float = float("inf"),
+        window: int = 256,
+        shuffle_buffer: int = 2048,
+        seed: int = 0,
+        num_replicas: int = 1,
+        rank: int = 0,
+    ):
         from datasets.distributed import split_dataset_by_node
 
         self.stream = split_dataset_by_node(stream, rank, num_replicas)
         self.examples = examples
         self.collator = collator
         self.budget = int(budget_s * examples.sampling_rate)
+        self.limits_s = (min_duration_s, min(max_duration_s, budget_s))
         self.window = window
+        self.shuffle_buffer = shuffle_buffer
         self.seed = seed
 
     def __iter__(self):
-        stream = self.stream.shuffle(seed=self.seed, buffer_size=self.window)
-        epoch = 0
-        while True:
+        stream = self.stream.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
+        epoch = last_epoch_with_rows = 0
+        # shards are dealt anew in every epoch: of a small data set a process may get none in one of them
+        while epoch < last_epoch_with_rows + 100:
             stream.set_epoch(epoch)
             window: list[Example] = []
-            empty = True
             for row in stream:
-                empty = False
-                window.append(self._within_budget(self.examples.example([row], epoch)))
+                last_epoch_with_rows = epoch
+                window.append(self._within_limits(row, epoch))
                 if len(window) == self.window:
                     yield from self._batches(window)
                     window = []
-            if empty:
-                return
             yield from self._batches(window)
             epoch += 1
+        raise ValueError("the streamed data set gives this process no recording; use fewer processes or more data.")
 
-    def _within_budget(self, example: Example) -> Example:
-        if len(example.wave) <= self.budget:
-            return example
-        rate = self.examples.sampling_rate
-        message = f"too long: {len(example.wave) / rate:.1f} s exceed the batch budget of {self.budget / rate:g} s"
-        return replace(example, wave=example.wave[:0], notes=[*example.notes, (example.id, "bad", message)])
+    def _within_limits(self, row: dict, epoch: int) -> Example:
+        """Decodes a row; where its duration lies outside the limits, it becomes a note without a waveform."""
+        low, high = self.limits_s
+        duration = row["duration"]
+        example = None
+        if duration is None or low <= duration <= high:
+            example = self.examples.example([row], epoch)
+            duration = len(example.wave) / self.examples.sampling_rate
+            if not len(example.wave) or low <= duration <= high:
+                return example
+        message = f"{'shorter' if duration < low else 'longer'} than the limit: {duration:.2f} s"
+        notes = example.notes if example else []
+        empty = np.zeros(0, np.float32)
+        return Example(row["id"], epoch, empty, empty, 0, [*notes, (row["id"], "bad", message)])
 
     def _batches(self, window: list[Example]):
         batch: list[Example] = []
