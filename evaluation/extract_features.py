@@ -31,11 +31,11 @@ from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
 from nest_hf import NestFeatureExtractor, NestModel, aggregate_layers
-from nest_hf.arguments import error_line, parse_arguments
 from nest_hf.convert_nemo import convert, read_archive
 from nest_hf.data import PretrainingDataset, TokenBudgetBatchSampler, load_with_report
 from nest_hf.data.feature_files import open_features
 from nest_hf.modeling_nest import AGGREGATIONS
+from nest_hf.parsing import error_line, parse_arguments
 
 logger = logging.getLogger("extract_features")
 

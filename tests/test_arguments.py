@@ -13,10 +13,9 @@ from nest_hf.arguments import (
     PretrainingDataArguments,
     model_config,
     noise_augmentation,
-    parse_arguments,
-    save_resolved,
 )
 from nest_hf.data import MultiSpeakerNoise, SpeakerNoise
+from nest_hf.parsing import parse_arguments, save_resolved
 
 TYPES = (NestModelArguments, PretrainingDataArguments, NestTrainingArguments)
 
@@ -82,7 +81,8 @@ def test_later_yamls_and_the_command_line_win(write):
     values = parse(
         mapping, "--lr_scheduler_kwargs", '{"num_cycles": 2}', "--config-overrides", '{"codebook_size": 32}'
     )
-    assert values["lr_scheduler_kwargs"] == {"num_cycles": 2} and values["config_overrides"] == {"codebook_size": 32}
+    assert values["lr_scheduler_kwargs"] == {"num_cycles": 2}
+    assert values["config_overrides"] == {"hidden_size": 64, "codebook_size": 32}  # added to, not replaced
     assert parse(mapping)["lr_scheduler_kwargs"] == {"num_cycles": 1}
 
 

@@ -155,7 +155,7 @@ def test_validation_is_that_of_the_saved_model(two, data, tmp_path):
     """
     one = Run(tmp_path, data, processes=1, resume_from=two.output_dir / f"checkpoint-{LAST}")
     assert one.seen == []
-    assert one.metrics == pytest.approx(two.metrics, rel=1e-6)
+    assert one.metrics == pytest.approx(two.metrics, rel=1e-9)
 
 
 def test_the_loss_is_that_of_one_process_with_both_batches(data, tmp_path):

@@ -27,11 +27,8 @@ from nest_hf.arguments import (
     NestModelArguments,
     NestTrainingArguments,
     PretrainingDataArguments,
-    error_line,
     model_config,
     noise_augmentation,
-    parse_arguments,
-    save_resolved,
 )
 from nest_hf.callbacks import TrainLogCallback
 from nest_hf.convert_nemo import convert, read_archive
@@ -43,6 +40,7 @@ from nest_hf.data import (
     TokenBudgetBatchSampler,
     load_with_report,
 )
+from nest_hf.parsing import error_line, parse_arguments, save_resolved
 from nest_hf.trainer import NestTrainer, last_complete_checkpoint
 
 logger = logging.getLogger("pretrain")

@@ -101,7 +101,7 @@ def decode_audio(
     Example:
 
     ```python
-    >>> samples = decode_audio("call.wav", offset_s=1.5, duration_s=10.0).samples
+    samples = decode_audio("call.wav", offset_s=1.5, duration_s=10.0).samples
     ```
     """
     if not offset_s >= 0 or (duration_s is not None and not duration_s >= 0):

@@ -105,7 +105,7 @@ def load_speech_dataset(
     Example:
 
     ```python
-    >>> dataset = load_speech_dataset("train.json,more/*.parquet", min_duration_s=0.5, max_duration_s=20.0)
+    dataset = load_speech_dataset("train.json,more/*.parquet", min_duration_s=0.5, max_duration_s=20.0)
     ```
     """
     dataset, report = load_with_report(
