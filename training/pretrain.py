@@ -123,6 +123,7 @@ def main():
         processing_class=extractor,
         callbacks=[TrainLogCallback(args.output_dir)],
     )
+    torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
     if first:
         save_resolved(args.output_dir, model_args, data_args, args)
         announce(model, reports, sampler, args, resume)

@@ -197,7 +197,8 @@ class SpeakerNoise:
             if self.keep_raw_noise_when_skipped and min(length, noise_length) > 0:
                 return NoiseDraw("raw", segments=(MixSegment(0, min(length, noise_length), None, 0),))
             return NoiseDraw()
-        if others and rng.random() >= self.noise_ratio:
+        wants_speech = rng.random() >= self.noise_ratio  # drawn also where there is no other utterance
+        if others and wants_speech:
             ratio_db = float(rng.uniform(self.min_r_speech, self.max_r_speech))
             return NoiseDraw("speech", ratio_db, self._ratio_over, self._draw_segments(length, others, rng))
         if noise_length == 0:
