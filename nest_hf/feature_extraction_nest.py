@@ -201,7 +201,8 @@ class NestFeatureExtractor(SequenceFeatureExtractor):
             pad_mode="reflect" if self.legacy_frontend else "constant",
             return_complex=True,
         )
-        return torch.view_as_real(spectrum).square_().sum(-1).transpose(1, 2)
+        real, imaginary = torch.view_as_real(spectrum).unbind(-1)
+        return real.square().addcmul_(imaginary, imaginary).transpose(1, 2)
 
     def _normalize(self, mel, mask, num_frames):
         """Zero mean, unit variance (unbiased, 1e-5 added to the deviation) over valid frames; padding elsewhere."""

@@ -149,6 +149,12 @@ class NestTrainer(Trainer):
                 self._check_finite(loss.detach())
         return (loss, outputs) if return_outputs else loss
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        """As Trainer's, which rescales all gradients by 1 to measure their norm where nothing is clipped."""
+        if grad_norm is not None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+            return super()._get_grad_norm(model, grad_norm)
+        return torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
     def _check_finite(self, loss) -> None:
         if not math.isfinite(loss):
             ids = [example for batch in self._ids_since_log[-8:] for example in batch]

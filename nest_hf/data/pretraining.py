@@ -136,10 +136,10 @@ class PretrainingCollator:
         waves = torch.from_numpy(np.concatenate([clean, noisy]))
         if self.dither:
             for example, *rows in zip(examples, waves[: len(clean)], waves[len(clean) :], strict=True):
-                rng = np.random.default_rng(seed_of(self.seed, example.epoch, example.id, "dither"))
+                generator = self._generator(example, "dither")
                 for row in rows:  # clean and noisy differ in it, as in NeMo
-                    noise = rng.standard_normal(len(example.wave), dtype=np.float32)
-                    row[: len(noise)].add_(torch.from_numpy(noise), alpha=self.dither)
+                    noise = torch.randn(len(example.wave), generator=generator)
+                    row[: len(noise)].add_(noise, alpha=self.dither)
         num_samples = torch.from_numpy(lengths)
         features, attention_mask = self.extractor.extract(waves, num_samples.repeat(2))
         mask, labels = self._mask(examples, self.extractor.num_frames(num_samples), features.shape[1])
@@ -154,6 +154,9 @@ class PretrainingCollator:
             "ids": [example.id for example in examples],
             "notes": notes,
         }
+
+    def _generator(self, example: Example, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(seed_of(self.seed, example.epoch, example.id, purpose) >> 1)
 
     def waveforms(self, examples: list[Example]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Clean and noisy waveforms (B, N), zero padded, and their lengths (B,)."""
@@ -187,10 +190,7 @@ class PretrainingCollator:
             block_size=block_size,
             allow_overlap=config.mask_allow_overlap,
             version=config.mask_version,
-            generators=[
-                torch.Generator().manual_seed(seed_of(self.seed, example.epoch, example.id, "mask") >> 1)
-                for example in examples
-            ],
+            generators=[self._generator(example, "mask") for example in examples],
         )
         in_loss = frames_in_loss(mask, config.masked_frames_per_label, config.mask_threshold)
         return mask, torch.where(in_loss, 0, -100)
