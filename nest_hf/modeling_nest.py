@@ -126,17 +126,18 @@ class _MaskedReLU(torch.autograd.Function):
 
 class _PatchStage(torch.autograd.Function):
     """
-    First convolution, ReLU and zeroing of padding over (N, 9) patches -> (N, channels), in chunks that stay in the
-    cache: its output is the largest tensor of the model, and this keeps one copy of it instead of three.
+    First convolution, ReLU and zeroing of padding over (N, 9 + 1) patches, the last column 1 for the bias, ->
+    (N, channels), in chunks that stay in the cache: the output is the largest tensor of the model, and this keeps one
+    copy of it instead of three.
     """
 
     CHUNK = 4096
 
     @staticmethod
-    def forward(ctx, patches, weight, bias, mask):
-        out = patches.new_empty(len(patches), len(bias))
+    def forward(ctx, patches, weight, mask):
+        out = patches.new_empty(len(patches), len(weight))
         for rows, chunk in zip(patches.split(_PatchStage.CHUNK), out.split(_PatchStage.CHUNK), strict=True):
-            torch.addmm(bias, rows, weight.t(), out=chunk).clamp_min_(0)
+            torch.mm(rows, weight.t(), out=chunk).clamp_min_(0)
         if mask is not None:
             out.mul_(mask)
         ctx.save_for_backward(patches, weight, out)
@@ -146,15 +147,14 @@ class _PatchStage(torch.autograd.Function):
     def backward(ctx, grad):
         patches, weight, out = ctx.saved_tensors
         grad_patches = torch.empty_like(patches) if ctx.needs_input_grad[0] else None
-        grad_weight, grad_bias = torch.zeros_like(weight).t(), weight.new_zeros(len(weight))
+        grad_weight = weight.new_zeros(weight.shape[::-1])
         for start in range(0, len(patches), _PatchStage.CHUNK):
             rows = slice(start, start + _PatchStage.CHUNK)
             part = torch.ops.aten.threshold_backward(grad[rows], out[rows], 0)
             grad_weight.addmm_(patches[rows].t(), part)
-            grad_bias.add_(part.sum(0))
             if grad_patches is not None:
                 torch.mm(part, weight, out=grad_patches[rows])
-        return grad_patches, grad_weight.t(), grad_bias, None
+        return grad_patches, grad_weight.t(), None
 
 
 class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
@@ -179,7 +179,8 @@ class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
         if _is_plain_cpu(patches):
             lengths, mask = self._next_mask(lengths, patches.shape[1])
             mask = mask.expand(patches.shape[:3] + (1,)).reshape(-1, 1) if mask is not None else None
-            hidden = _PatchStage.apply(patches.flatten(0, 2), first.weight.flatten(1), first.bias, mask)
+            weight = torch.cat([first.weight.flatten(1), first.bias[:, None]], dim=1)
+            hidden = _PatchStage.apply(F.pad(patches.flatten(0, 2), (0, 1), value=1.0), weight, mask)
             hidden = hidden.view(*patches.shape[:3], -1)
         else:
             hidden, lengths = self._activate(F.linear(patches, first.weight.flatten(1), first.bias), lengths)
