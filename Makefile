@@ -5,7 +5,7 @@ PY := .venv/bin/python
 .PHONY: demo test quick lint clean
 
 demo: .venv/installed
-	$(PY) training/make_demo_data.py --output_dir demo/data --hours 0.2 --overwrite
+	$(PY) training/make_demo_data.py --output_dir demo/data --hours 1.5 --overwrite
 	$(PY) -m accelerate.commands.launch --cpu training/pretrain.py configs/pretrain/demo.yaml
 
 test: .venv/installed
