@@ -10,8 +10,9 @@ from torch.nn import functional as F
 from transformers import ParakeetCTCConfig, ParakeetEncoder, ParakeetEncoderConfig, ParakeetForCTC
 from transformers.models.parakeet.modeling_parakeet import ParakeetEncoderSubsamplingConv2D
 
-from nest_hf import NestConfig, NestForCTC, NestForPreTraining, NestModel, aggregate_layers, modeling_nest
-from nest_hf.modeling_nest import NestSubsampling, dropout, linear
+from nest_hf import NestConfig, NestForCTC, NestForPreTraining, NestModel, aggregate_layers, cpu_ops, modeling_nest
+from nest_hf.cpu_ops import dropout, linear
+from nest_hf.modeling_nest import NestSubsampling
 from nest_hf.nemo_keys import nemo_name, our_name
 
 NO_DROPOUT = dict.fromkeys(("dropout", "hidden_dropout", "activation_dropout", "attention_dropout"), 0.0)
@@ -457,13 +458,13 @@ def test_linear_equals_torchs(shape, bias):
 
 
 def test_custom_backwards_against_finite_differences(monkeypatch):
-    monkeypatch.setattr(modeling_nest._PatchStage, "CHUNK", 5)  # 12 rows: the last chunk is shorter
+    monkeypatch.setattr(cpu_ops.PatchStage, "CHUNK", 5)  # 12 rows: the last chunk is shorter
     torch.manual_seed(0)
     patches, weight = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((12, 10), (4, 10)))
     mask = (torch.arange(12) % 3 > 0)[:, None]
     for m in (None, mask):
-        assert torch.autograd.gradcheck(lambda *a, m=m: modeling_nest._PatchStage.apply(*a, m), (patches, weight))
-        assert torch.autograd.gradcheck(lambda x, m=m: modeling_nest._MaskedReLU.apply(x, m), (patches,))
+        assert torch.autograd.gradcheck(lambda *a, m=m: cpu_ops.PatchStage.apply(*a, m), (patches, weight))
+        assert torch.autograd.gradcheck(lambda x, m=m: cpu_ops.MaskedReLU.apply(x, m), (patches,))
 
 
 def test_subsampling_equals_parakeets_forward_and_backward():

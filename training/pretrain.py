@@ -12,9 +12,7 @@ newest whole checkpoint when the same command is given again.
 
 import json
 import logging
-import os
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import datasets
@@ -30,7 +28,7 @@ from nest_hf.arguments import (
     model_config,
     noise_augmentation,
 )
-from nest_hf.callbacks import TrainLogCallback
+from nest_hf.callbacks import TrainLogCallback, report_audio
 from nest_hf.convert_nemo import convert, read_archive
 from nest_hf.data import (
     NoiseSource,
@@ -65,6 +63,11 @@ def main():
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None
     resume = args.resume_from_checkpoint or newest
+    if resume and not any(Path(resume).glob("rng_state*")):
+        raise ValueError(
+            f"{resume} holds a model only (save_only_model); start from it with --model_name_or_path and "
+            "--auto_resume false."
+        )
 
     # 2. model
     model, extractor = load_model(model_args, data_args)
@@ -274,21 +277,6 @@ def announce(model, reports, sampler, args, resume) -> None:
     logger.info("output: %s (train.log, checkpoints, config_resolved.yaml)", args.output_dir)
     if resume:
         logger.info("going on from %s", resume)
-
-
-def report_audio(audio_report: list[tuple[str, str, str]], output_dir: str) -> None:
-    """Counts and names what was odd about the recordings; all of it goes to audio_report.jsonl."""
-    if not audio_report:
-        return
-    by_kind = defaultdict(list)
-    with open(os.path.join(output_dir, "audio_report.jsonl"), "w") as file:
-        for kind, recording, message in audio_report:
-            by_kind[kind].append(f"{recording} ({message})" if kind == "bad" else recording)
-            file.write(json.dumps({"id": recording, "kind": kind, "message": message}, ensure_ascii=False) + "\n")
-    words = {"bad": "left out since they could not be used", "stereo": "down-mixed to mono", "resampled": "resampled"}
-    for kind, names in by_kind.items():
-        logger.info("%d recordings %s: %s%s", len(names), words[kind], ", ".join(names[:5]),
-                    ", ... (audio_report.jsonl)" if len(names) > 5 else "")  # fmt: skip
 
 
 if __name__ == "__main__":
