@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from .configuration_nest import PRESETS, NestConfig
 from .data.noise import MultiSpeakerNoise, SpeakerNoise
@@ -154,6 +155,13 @@ class NestTrainingArguments(TrainingArguments):
             if getattr(self, name) not in (default, None):
                 raise ValueError(f"`{name}` has no effect here, since batches are planned in advance; leave it out.")
         super().__post_init__()
+        for name in self.report_to:
+            if name not in get_available_reporting_integrations():
+                raise ValueError(
+                    f"`report_to` names {name}, which is not installed; pip install {name}, or leave it out."
+                )
+        if self.fp16 and self.device.type == "cpu":
+            raise ValueError("`fp16` has no effect on CPU; use `bf16`, or leave it out.")
 
 
 # options of Trainer's own loaders, which are not used

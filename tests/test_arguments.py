@@ -236,3 +236,11 @@ def test_the_resolved_config_has_no_token_and_can_be_given_again(write, tmp_path
         for field in dataclasses.fields(one):
             if field.init:
                 assert getattr(one, field.name) == getattr(other, field.name), field.name
+
+
+def test_what_this_machine_lacks_is_said(tmp_path):
+    base = ["--output_dir", str(tmp_path), "--use_cpu", "true"]
+    with pytest.raises(ValueError, match="`report_to` names no_such_tracker, which is not installed"):
+        parse_arguments(NestTrainingArguments, argv=[*base, "--report_to", "no_such_tracker"])
+    with pytest.raises(ValueError, match="`fp16` has no effect on CPU"):
+        parse_arguments(NestTrainingArguments, argv=[*base, "--fp16", "true"])
