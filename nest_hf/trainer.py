@@ -238,6 +238,13 @@ class NestTrainer(Trainer):
         self._log_time += time.perf_counter() - started  # not part of the training speed
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=int(sums[3]))
 
+    def last_metrics(self) -> dict[str, float]:
+        """The metrics of a validation after the last update, which need not be done again; else none."""
+        if self.args.load_best_model_at_end:  # the model is then another one
+            return {}
+        lines = [line for line in self.state.log_history if line["step"] == self.state.global_step]
+        return {key: value for line in lines for key, value in line.items() if key.startswith("eval_")}
+
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:

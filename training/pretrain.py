@@ -51,6 +51,10 @@ def main():
         raise ValueError("`train_data` is missing: give recordings, --train_data manifest.json (README: Data).")
     if args.output_dir in (None, "", "trainer_output"):
         raise ValueError("`output_dir` is missing: say where the run goes, --output_dir runs/name.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
+        )
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     first = args.process_index == 0
@@ -91,10 +95,6 @@ def main():
         reports += report
     if not eval_rows:
         args.eval_strategy = "no"
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
-        )
     options = {
         "sampling_rate": extractor.sampling_rate,
         "resample": data_args.resample,
@@ -133,7 +133,7 @@ def main():
 
     # 5. train, validate, save
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.evaluate() if eval_rows else {}
+    metrics = trainer.last_metrics() or (trainer.evaluate() if eval_rows else {})
     trainer.save_model(args.output_dir)
     trainer.save_state()
     audio_report = trainer.gather_audio_report()
