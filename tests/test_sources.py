@@ -12,7 +12,7 @@ from datasets.distributed import split_dataset_by_node
 
 from nest_hf.data import AudioError, decode_audio, load_speech_dataset, load_with_report
 
-COLUMNS = ["id", "audio", "offset", "duration", "text", "speaker", "source"]
+COLUMNS = ["id", "audio", "offset", "duration", "text", "speaker", "domain", "source"]
 NUM_FILES = 5
 
 
@@ -87,7 +87,7 @@ def test_offsets_make_ids_and_the_rest_is_kept_where_its_type_is_consistent(fold
     ]
     dataset = load_speech_dataset(manifest(folder, lines))
     assert dataset["id"][:] == ["wavs/4.wav", "wavs/4.wav@0.25", "mine"]
-    assert dataset.column_names == [*COLUMNS, "domain", "snr"]
+    assert dataset.column_names == [*COLUMNS, "snr"]
     assert dataset["snr"][:] == [1.0, 2.5, None] and dataset["speaker"][2] == "7"
 
 

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Value
 
-from .manifests import ALIASES, PATH_KEYS, RESERVED, SCHEMA, made_id
+from .manifests import ALIASES, PATH_KEYS, RESERVED, SCHEMA, Origin, made_id
 
 
 def undecoded(
@@ -30,10 +30,11 @@ def extra_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> list[
     return [key for key in scalars if key not in RESERVED]
 
 
-def schema_columns(table: pa.Table, *, source: str, prefix: str) -> dict[str, pa.Array | pa.ChunkedArray]:
+def schema_columns(table: pa.Table, origin: Origin) -> dict[str, pa.Array | pa.ChunkedArray]:
     """Every column of the schema but `audio`, from what a table has."""
-    columns = {"source": pa.array([source] * table.num_rows, pa.string())}
-    for key in ("id", "offset", "duration", "text", "speaker"):
+    source = origin.source
+    columns = {"source": pa.repeat(pa.scalar(source), table.num_rows)}
+    for key in ("id", "offset", "duration", "text", "speaker", "domain"):
         dtype = SCHEMA.arrow_schema.field(key).type
         found = next((alias for alias in ALIASES.get(key, (key,)) if alias in table.column_names), None)
         try:
@@ -42,9 +43,11 @@ def schema_columns(table: pa.Table, *, source: str, prefix: str) -> dict[str, pa
             kind = table.column(found).type
             raise ValueError(f"`{source}`: column `{found}` is {kind} where {dtype} is due; convert it.") from error
     columns["offset"] = pc.fill_null(columns["offset"], 0.0)
+    if origin.domain is not None:
+        columns["domain"] = pc.fill_null(columns["domain"], origin.domain)
     if columns["id"].null_count:
         columns["id"] = pa.array(
-            made_id(_name_of(audio), offset.as_py(), prefix) if given is None else given
+            made_id(_name_of(audio), offset.as_py(), origin.prefix) if given is None else given
             for given, audio, offset in zip(
                 columns["id"].to_pylist(), table.column("audio"), columns["offset"], strict=True
             )
@@ -60,9 +63,9 @@ def schema_columns(table: pa.Table, *, source: str, prefix: str) -> dict[str, pa
     return columns
 
 
-def to_schema(table: pa.Table, *, extras: list[str], source: str, prefix: str) -> pa.Table:
+def to_schema(table: pa.Table, *, extras: list[str], origin: Origin) -> pa.Table:
     """A batch of a streamed source in the schema; `extras` stay as they are."""
-    columns = schema_columns(table, source=source, prefix=prefix) | {"audio": table.column("audio")}
+    columns = schema_columns(table, origin) | {"audio": table.column("audio")}
     return pa.table({key: columns[key] for key in SCHEMA} | {key: table.column(key) for key in extras})
 
 

@@ -1,15 +1,11 @@
-"""Speech data by name: manifests, folders, parquet, saved datasets and Hub ids, all in one schema."""
+"""Speech data of any supported form, read into one schema, plain or streamed."""
 
-import glob
 import logging
 import math
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -20,7 +16,11 @@ from tqdm.auto import tqdm
 
 from .audio import AudioError, audio_duration
 from .columns import extra_columns, schema_columns, to_schema, undecoded
-from .manifests import MANIFEST_EXTENSIONS, SCHEMA, folder_rows, manifest_rows, rows_to_table
+from .kaldi import kaldi_table
+from .manifests import SCHEMA, Origin, folder_rows, manifest_rows
+from .names import Source, find_sources
+from .report import NUM_EXAMPLES, LoadReport
+from .tables import manifest_table, rows_to_table
 
 logger = logging.getLogger(__name__)
 
@@ -28,43 +28,8 @@ logger = logging.getLogger(__name__)
 NUM_SHARDS = 96
 
 
-@dataclass
-class LoadReport:
-    """
-    What was read and what was left out.
-
-    Attributes:
-        name (`str`): what the data is for, such as `"train"`.
-        sources (`list[str]`): as given.
-        rows (`int`, *optional*): rows kept; None where they are streamed.
-        hours (`float`, *optional*): hours kept, of the rows whose duration is known; None where they are streamed.
-        dropped (`dict[str, int]`): rows left out, by reason.
-        examples (`dict[str, list[str]]`): up to five of their ids, by reason.
-    """
-
-    name: str
-    sources: list[str]
-    rows: int | None = None
-    hours: float | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def lines(self) -> list[str]:
-        """One line for what was kept, one per reason for what was dropped."""
-        size = "streamed, counted as it is read" if self.rows is None else f"{self.rows:,} rows, {self.hours:.2f} h"
-        kept = f"{self.name}: {size} from {', '.join(self.sources)}"
-        return [kept] + [
-            f"{self.name}: dropped {count:,} rows, {reason}: {', '.join(self.examples[reason])}"
-            + (", ..." if count > len(self.examples[reason]) else "")
-            for reason, count in self.dropped.items()
-        ]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines())
-
-
 def load_speech_dataset(
-    data: str | os.PathLike | list,
+    data: str | os.PathLike | list | dict,
     *,
     streaming: bool = False,
     split: str = "train",
@@ -73,16 +38,20 @@ def load_speech_dataset(
     name: str = "train",
     need_duration: bool = True,
     on_bad_audio: str = "fail",
+    mix_weights: Sequence[float] | dict[str, float] | None = None,
+    seed: int = 0,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
     Reads speech data of any supported form into one schema: `id`, `audio` (`{"bytes", "path"}`, never decoded),
-    `offset` and `duration` in seconds, `text`, `speaker`, `source`, and whatever simple columns there were.
+    `offset` and `duration` in seconds, `text`, `speaker`, `domain`, `source`, and whatever simple columns there were.
 
     Args:
-        data (`str`, `os.PathLike` or `list`):
-            One source or several, as a list or separated by commas: a NeMo manifest (`.json`, `.jsonl`, `.manifest`),
-            a folder of audio (with an optional `metadata.jsonl` or `metadata.csv`), parquet (a file, a glob or a
+        data (`str`, `os.PathLike`, `list` or `dict`):
+            One source or several, as a list or separated by commas: a manifest (`.json`, `.jsonl`, `.manifest`) with
+            NeMo's lines or FunASR's (ChatML `messages`, or `key`, `source`, `target`), a Kaldi folder (`wav.scp`), a
+            folder of audio (with an optional `metadata.jsonl` or `metadata.csv`), parquet (a file, a glob or a
             folder), a folder written by `save_to_disk`, or a Hub id (`id`, `id:config` or `id:config:split`).
+            `{"call": sources, "general": sources}`, or `call=source`, gives a `domain` to rows that have none.
         streaming (`bool`, *optional*, defaults to `False`):
             Whether to read as the rows are asked for. Ids are then not checked for duplicates, and a duration that is
             not given stays None and passes the limits.
@@ -96,6 +65,12 @@ def load_speech_dataset(
             Whether to read a duration that is not given from the recording's header.
         on_bad_audio (`str`, *optional*, defaults to `"fail"`):
             What a header that cannot be read does: `"fail"` raises, `"skip"` leaves the row out and counts it.
+        mix_weights (`Sequence[float]` or `dict[str, float]`, *optional*):
+            With `streaming`, how often the next row is of each source, or of each domain of `data`. A source that
+            ends starts again until all have been read to their end; by default they follow one another. Without
+            `streaming`, mixing is a matter of the [`TokenBudgetBatchSampler`].
+        seed (`int`, *optional*, defaults to 0):
+            Seeds the order in which weighted sources take turns.
 
     Raises:
         FileNotFoundError: if a source does not exist.
@@ -106,6 +81,11 @@ def load_speech_dataset(
 
     ```python
     dataset = load_speech_dataset("train.json,more/*.parquet", min_duration_s=0.5, max_duration_s=20.0)
+    stream = load_speech_dataset(
+        {"call": "calls.jsonl", "general": ["kaldi/train", "wide.json"]},
+        streaming=True,
+        mix_weights={"call": 0.7, "general": 0.3},
+    )
     ```
     """
     dataset, report = load_with_report(
@@ -117,6 +97,8 @@ def load_speech_dataset(
         name=name,
         need_duration=need_duration,
         on_bad_audio=on_bad_audio,
+        mix_weights=mix_weights,
+        seed=seed,
     )
     for line in report.lines():
         logger.info(line)
@@ -124,7 +106,7 @@ def load_speech_dataset(
 
 
 def load_with_report(
-    data: str | os.PathLike | list,
+    data: str | os.PathLike | list | dict,
     *,
     streaming: bool = False,
     split: str = "train",
@@ -133,6 +115,8 @@ def load_with_report(
     name: str = "train",
     need_duration: bool = True,
     on_bad_audio: str = "fail",
+    mix_weights: Sequence[float] | dict[str, float] | None = None,
+    seed: int = 0,
 ) -> tuple[datasets.Dataset | datasets.IterableDataset, LoadReport]:
     """[`load_speech_dataset`] together with the [`LoadReport`], which it does not log."""
     if on_bad_audio not in ("fail", "skip"):
@@ -142,14 +126,17 @@ def load_with_report(
         raise ValueError(
             f"`min_duration_s` is {low} and `max_duration_s` {high}; the first may not exceed the second."
         )
+    if mix_weights is not None and not streaming:
+        raise ValueError("`mix_weights` has no effect without `streaming`; give them to the TokenBudgetBatchSampler.")
     sources = find_sources(data, split=split)
-    report = LoadReport(name, [source.name for source in sources])
-    parts = [_stream(source) if streaming else _load(source) for source in sources]
-    dataset = datasets.concatenate_datasets(_without_conflicts(parts))
+    report = LoadReport(name, [str(source) for source in sources])
+    parts = _without_conflicts([_stream(source) if streaming else _load(source) for source in sources])
     if streaming:
+        dataset = _interleaved(sources, parts, mix_weights, seed)
         limits = {"low": low, "high": high}
         return dataset.filter(_is_within, input_columns=["duration"], fn_kwargs=limits), report
 
+    dataset = datasets.concatenate_datasets(parts)
     _refuse_duplicate_ids(dataset)
     durations = dataset.data.column("duration").to_numpy().copy()  # NaN where unknown
     drop: dict[str, list[int]] = {}
@@ -172,8 +159,8 @@ def load_with_report(
     for reason, indices in drop.items():
         if len(indices):
             keep[indices] = False
-            report.dropped[reason] = len(indices)
-            report.examples[reason] = dataset.data.column("id").take(pa.array(indices[:5])).to_pylist()
+            first = dataset.data.column("id").take(pa.array(indices[:NUM_EXAMPLES])).to_pylist()
+            report.drop(reason, len(indices), first)
     report.rows, report.hours = int(keep.sum()), float(np.nansum(durations[keep])) / 3600
     if not report.rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
@@ -181,68 +168,18 @@ def load_with_report(
     return (dataset if keep.all() else dataset.select(np.flatnonzero(keep))), report
 
 
-# --- which sources ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Source:
-    """One source: its `kind` is `"manifest"`, `"folder"`, `"parquet"`, `"parquet folder"`, `"saved"` or `"hub"`."""
-
-    name: str
-    kind: str
-    paths: tuple[str, ...]
-    split: str
-    prefix: str = ""
-
-
-def find_sources(data: str | os.PathLike | list, *, split: str = "train") -> list[Source]:
-    """Tells manifests, folders, parquet, saved datasets and Hub ids apart; what is not there is an error."""
-    items = [data] if isinstance(data, str | os.PathLike) else data
-    names = [
-        part.strip()
-        for item in map(os.fspath, items)
-        for part in ([item] if os.path.exists(item) else item.split(","))
-        if part.strip()
-    ]
-    if not names:
-        raise ValueError("`data` names no source; give a manifest, a folder, parquet or a Hub id.")
-    # Two folders may both hold 1.wav: with several sources the ids that are made begin with the source's own name.
-    labels = [Path(name).stem for name in names]
-    if len(set(labels)) < len(labels):
-        labels = names
-    prefixes = [f"{label}/" for label in labels] if len(names) > 1 else [""]
-    return [_find_source(name, split, prefix) for name, prefix in zip(names, prefixes, strict=True)]
-
-
-def _find_source(name: str, split: str, prefix: str) -> Source:
-    if os.path.isdir(name):
-        if any(os.path.exists(os.path.join(name, mark)) for mark in ("state.json", "dataset_dict.json")):
-            return Source(name, "saved", (name,), split, prefix)
-        has_parquet = next(Path(name).rglob("*.parquet"), None) is not None
-        return Source(name, "parquet folder" if has_parquet else "folder", (name,), split, prefix)
-    extension = Path(name).suffix.lower()
-    if extension in (*MANIFEST_EXTENSIONS, ".parquet"):
-        paths = (name,) if os.path.isfile(name) else tuple(sorted(glob.glob(name, recursive=True)))
-        if not paths:
-            raise FileNotFoundError(f"`{name}` does not exist; correct the path.")
-        return Source(name, "parquet" if extension == ".parquet" else "manifest", paths, split, prefix)
-    if os.path.exists(name):
-        raise ValueError(f"`{name}` is no manifest ({', '.join(MANIFEST_EXTENSIONS)}), no .parquet and no folder.")
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]*){0,2}", name):
-        raise FileNotFoundError(f"`{name}` does not exist, and is no name for a Hub dataset; correct the path.")
-    return Source(name, "hub", (name,), split, prefix)
-
-
 # --- from a source to the schema -------------------------------------------------------------------------------------
 
 
 def _load(source: Source) -> datasets.Dataset:
-    where = {"source": source.name, "prefix": source.prefix}
-    if source.kind in ("manifest", "folder"):
-        if source.kind == "folder":
-            table = rows_to_table(folder_rows(source.paths[0], **where))
+    origin = source.origin
+    if source.kind in ("manifest", "folder", "kaldi"):
+        if source.kind == "manifest":
+            table = manifest_table(source.paths, origin)
+        elif source.kind == "folder":
+            table = rows_to_table(folder_rows(source.paths[0], origin))
         else:
-            table = rows_to_table(row for path in source.paths for row in manifest_rows(path, **where))
+            table = kaldi_table(source.paths[0], origin)
         if not table.num_rows:
             raise ValueError(f"`{source.name}` is empty: it holds no recording; point to one that does.")
         return datasets.Dataset(table)
@@ -251,7 +188,7 @@ def _load(source: Source) -> datasets.Dataset:
     # The same Arrow storage under plain features: the memory-mapped audio is neither copied nor read.
     features = Features({**dataset.features, "audio": SCHEMA["audio"]})
     dataset = datasets.Dataset(dataset.data.cast(features.arrow_schema))
-    columns = schema_columns(dataset.data, **where)
+    columns = schema_columns(dataset.data, origin)
     dataset = dataset.select_columns(["audio", *extra_columns(dataset)])
     for column, values in columns.items():
         dataset = dataset.add_column(column, values, feature=SCHEMA[column])
@@ -259,9 +196,9 @@ def _load(source: Source) -> datasets.Dataset:
 
 
 def _stream(source: Source) -> datasets.IterableDataset:
-    where = {"source": source.name, "prefix": source.prefix}
+    origin = source.origin
     if source.kind == "manifest":
-        head = rows_to_table(islice((row for path in source.paths for row in manifest_rows(path, **where)), 1000))
+        head = rows_to_table(islice((row for path in source.paths for row in manifest_rows(path, origin)), 1000))
         if not head.num_rows:
             raise ValueError(f"`{source.name}` is empty: it holds no recording; point to one that does.")
         features = Features.from_arrow_schema(head.schema)
@@ -270,10 +207,9 @@ def _stream(source: Source) -> datasets.IterableDataset:
             edges = np.linspace(0, os.path.getsize(path), NUM_SHARDS + 1).astype(int).tolist()
             shards += [(path, start, end) for start, end in zip(edges, edges[1:], strict=False)]
         extra_types = {key: features[key].dtype for key in features if key not in SCHEMA}
-        return datasets.IterableDataset.from_generator(
-            _stream_manifest, features=features, gen_kwargs={"shards": shards, "extra_types": extra_types, **where}
-        )
-    if source.kind in ("folder", "saved"):
+        arguments = {"shards": shards, "extra_types": extra_types, "origin": origin}
+        return datasets.IterableDataset.from_generator(_stream_manifest, features=features, gen_kwargs=arguments)
+    if source.kind in ("folder", "kaldi", "saved"):
         dataset = _load(source)
         return dataset.to_iterable_dataset(num_shards=min(NUM_SHARDS, len(dataset)))
 
@@ -285,7 +221,7 @@ def _stream(source: Source) -> datasets.IterableDataset:
             to_schema,
             batched=True,
             batch_size=100,
-            fn_kwargs={"extras": extras, **where},
+            fn_kwargs={"extras": extras, "origin": origin},
             features=Features({**SCHEMA, **{key: dataset.features[key] for key in extras}}),
         )
         .with_format(None)
@@ -293,10 +229,10 @@ def _stream(source: Source) -> datasets.IterableDataset:
 
 
 def _stream_manifest(
-    shards: list[tuple[str, int, int]], extra_types: dict[str, str], source: str, prefix: str
+    shards: list[tuple[str, int, int]], extra_types: dict[str, str], origin: Origin
 ) -> Iterator[dict]:
     for path, start, end in shards:
-        for row in manifest_rows(path, source=source, prefix=prefix, start=start, end=end, extra_types=extra_types):
+        for row in manifest_rows(path, origin, start=start, end=end, extra_types=extra_types):
             yield {key: row.get(key) for key in (*SCHEMA, *extra_types)}
 
 
@@ -335,6 +271,30 @@ def _without_conflicts(parts: list) -> list:
         for key, kind in part.features.items():
             kinds.setdefault(key, set()).add(str(kind))
     return [part.select_columns([key for key in part.features if len(kinds[key]) == 1]) for part in parts]
+
+
+def _interleaved(
+    sources: list[Source],
+    parts: list[datasets.IterableDataset],
+    weights: Sequence[float] | dict[str, float] | None,
+    seed: int,
+) -> datasets.IterableDataset:
+    """Streams one after another, or drawn from in the shares of `weights`."""
+    if weights is None:
+        return datasets.concatenate_datasets(parts)
+    if isinstance(weights, dict):
+        domains = [source.origin.domain for source in sources]
+        if {*weights} != {*domains}:
+            raise ValueError(
+                f"`mix_weights` is for {', '.join(weights)} and the domains of `data` are "
+                f"{', '.join(map(str, dict.fromkeys(domains)))}; give every domain its weight."
+            )
+        groups = {key: [part for part, of in zip(parts, domains, strict=True) if of == key] for key in weights}
+        parts, weights = [datasets.concatenate_datasets(group) for group in groups.values()], list(weights.values())
+    if len(weights) != len(parts) or not all(0 < weight < math.inf for weight in weights):
+        raise ValueError(f"`mix_weights` must hold {len(parts)} weights above 0, one per source, not {weights}.")
+    shares = [weight / sum(weights) for weight in weights]
+    return datasets.interleave_datasets(parts, shares, seed=seed, stopping_strategy="all_exhausted")
 
 
 def _refuse_duplicate_ids(dataset: datasets.Dataset) -> None:
