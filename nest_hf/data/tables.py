@@ -86,6 +86,10 @@ def _from_block(block: bytes, folder: str, origin: Origin) -> Columns | None:
     if len(names) != 1 or any(str(given[key].type) not in [*due[key].split(), "null"] for key in due.keys() & given):
         return None
 
+    floats = [values for values in given.values() if values.type == pa.float64()]
+    if any(pc.any(pc.greater(pc.abs(values), 2.0**53)).as_py() for values in floats):  # maybe integers, rounded
+        return None
+
     nothing = pa.nulls(table.num_rows)
     paths = given[names[0]]
     columns: Columns = {key: given.get(key, nothing).cast(TYPES[key]) for key in (*plain, *numbers)}
