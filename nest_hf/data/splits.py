@@ -78,7 +78,7 @@ def assign_groups(sizes: np.ndarray, shares: np.ndarray, *, rng: np.random.Gener
     for _ in range(MAX_EXCHANGES):
         exchanges = [_best_exchange(sizes, chosen, lacking, a, b) for a in range(len(shares)) for b in range(a)]
         gain, given, taken, a, b = max(exchanges, default=(0.0, None, None, 0, 0), key=lambda exchange: exchange[0])
-        if gain <= 1e-9 * (sizes.sum() ** 2):
+        if gain <= 1e-14 * sizes.sum() ** 2:
             break
         moved = (sizes[given] if given is not None else 0.0) - (sizes[taken] if taken is not None else 0.0)
         lacking[a], lacking[b] = lacking[a] + moved, lacking[b] - moved
