@@ -1,0 +1,178 @@
+"""Hotwords: which of a long list may have been said, so that the recogniser's prompt names only those.
+
+Every hotword is searched for at every position of the CTC posteriors (keyword spotting: a CTC lattice with a free
+beginning and end), all of them at once. A path is scored relative to the best path over the same frames: 0 where
+greedy decoding itself writes the hotword, and the more negative the less the posteriors admit it.
+
+Dimensions: B utterances, T frames, V classes with the blank, W hotwords, U classes of their tokens.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .ctc_decoding import best_path
+from .timestamps import WILDCARD, WILDCARD_ON_BLANK, tokens_with_offsets
+
+logger = logging.getLogger(__name__)
+
+START = -2  # the state before the first token of a word
+LOWEST = -30.0  # per frame; a class that the posteriors exclude, without the -inf that no sum comes back from
+
+
+@dataclass(frozen=True)
+class FoundHotword:
+    """
+    A hotword that may have been said.
+
+    Attributes:
+        text (`str`): The hotword.
+        score (`float`): Log-likelihood ratio to the best path, per token; at most 0.
+    """
+
+    text: str
+    score: float
+
+
+class HotwordFilter:
+    """
+    Picks from a list of hotwords those that the CTC posteriors of an utterance admit.
+
+    Args:
+        hotwords (`Sequence[str]`): Words or phrases; the same one twice counts once.
+        tokenizer: The CTC head's tokenizer, see [`~nest_hf.timestamps.tokens_with_offsets`].
+        blank_id (`int`): Class of the CTC blank.
+
+    Attributes:
+        unscored (`list[str]`):
+            Hotwords of which less than half the tokens are known to the CTC head. They are never found, and named in
+            one warning.
+
+    Example:
+
+    ```python
+    >>> from nest_hf.hotwords import HotwordFilter
+
+    >>> hotword_filter = HotwordFilter(["上海", "上班"], tokenizer, blank_id=0)  # doctest: +SKIP
+    >>> hotword_filter(log_probs, lengths)  # doctest: +SKIP
+    [[FoundHotword(text='上海', score=-0.4)]]
+
+    ```
+    """
+
+    def __init__(self, hotwords: Sequence[str], tokenizer, *, blank_id: int):
+        self.blank_id = blank_id
+        self.hotwords: list[str] = []
+        self.unscored: list[str] = []
+        rows = []
+        for word in dict.fromkeys(hotwords):
+            tokens = [token for token, _, _ in tokens_with_offsets(word, tokenizer)]
+            num_known = sum(token != WILDCARD for token in tokens)
+            if num_known and 2 * num_known >= len(tokens):
+                self.hotwords.append(word)
+                rows.append(tokens)
+            else:
+                self.unscored.append(word)
+        if self.unscored:
+            logger.warning(
+                "%d of %d hotwords are mostly unknown to the CTC tokenizer and are never found: %s%s",
+                len(self.unscored), len(self.unscored) + len(rows), ", ".join(map(repr, self.unscored[:5])),
+                ", ..." if len(self.unscored) > 5 else "",
+            )  # fmt: skip
+        # The lattice lies in one vector: of each word a start state and its tokens; "one state back" is a shift.
+        self.num_tokens = np.array([sum(token != WILDCARD for token in row) for row in rows], dtype=np.float32)
+        self.ends = np.cumsum([len(row) + 1 for row in rows], dtype=np.int64) - 1  # last state of every word
+        states = np.array([token for row in rows for token in [START, *row]], dtype=np.int64)
+        self.classes, self.columns = np.unique(states, return_inverse=True)  # START and WILDCARD come first
+        repeated = (states[1:] == states[:-1]) & (states[1:] >= 0)
+        self.step = np.where(repeated, -np.inf, 0.0).astype(np.float32)  # a repeated token needs a blank in between
+
+    def __call__(
+        self,
+        log_probs: torch.Tensor,
+        lengths: torch.Tensor | None = None,
+        *,
+        max_hotwords: int = 20,
+        threshold: float = -2.0,
+    ) -> list[list[FoundHotword]]:
+        """
+        Args:
+            log_probs (`torch.FloatTensor` of shape `(B, T, V)`): Log-probabilities of the CTC head.
+            lengths (`torch.LongTensor` of shape `(B,)`, *optional*): Valid frames; all by default.
+            max_hotwords (`int`, *optional*, defaults to 20): Most hotwords per utterance.
+            threshold (`float`, *optional*, defaults to -2.0):
+                Lowest score (nats per token) that is kept; lower finds more hotwords that the CTC head has misheard,
+                and more that were not said.
+
+        Returns:
+            `list[list[FoundHotword]]`: Per utterance, best first; of equal scores the longer one first.
+        """
+        if max_hotwords < 1:
+            raise ValueError(f"`max_hotwords` is {max_hotwords}; it must be 1 or more.")
+        scores = self.score(log_probs, lengths)
+        # of equal scores the longer word first, then the earlier one of the list
+        orders = np.lexsort((np.broadcast_to(-self.num_tokens, scores.shape), -scores.round(3)))
+        return [
+            [FoundHotword(self.hotwords[w], float(row[w])) for w in order[:max_hotwords] if row[w] >= threshold]
+            for order, row in zip(orders, scores, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def score(self, log_probs: torch.Tensor, lengths: torch.Tensor | None = None) -> np.ndarray:
+        """`(B, T, V)`, `(B,)` -> float32 scores `(B, W)` of `self.hotwords`, nats per token."""
+        path = best_path(log_probs, lengths, blank_id=self.blank_id)
+        batch, num_frames, num_classes = log_probs.shape
+        if not (batch and num_frames and self.hotwords):
+            return np.full((batch, len(self.hotwords)), LOWEST, dtype=np.float32)
+        if self.classes[-1] >= num_classes:
+            raise ValueError(
+                f"`tokenizer` gives token {self.classes[-1]}, but `log_probs` has {num_classes} classes; use the "
+                "tokenizer that the CTC head was trained with."
+            )
+        # Only the classes of the list are copied to the CPU, relative to the best class of each frame.
+        classes = torch.from_numpy(self.classes).to(log_probs.device)
+        relative = log_probs[..., classes.clamp_min(0)].float() - path.log_probs[..., None].float()
+        wildcard = torch.where(path.ids == self.blank_id, WILDCARD_ON_BLANK, 0.0)
+        relative = torch.where(classes == WILDCARD, wildcard[..., None], relative)
+        beyond = torch.arange(num_frames, device=classes.device) >= path.lengths[:, None]
+        relative = relative.masked_fill_(beyond[..., None], LOWEST).clamp_min_(LOWEST)
+        relative.masked_fill_(classes == START, 0.0)
+        blank = log_probs[..., self.blank_id].float() - path.log_probs.float()
+        blank = blank.masked_fill_(beyond, LOWEST).clamp_min_(LOWEST)
+        relative, blank = (values.movedim(0, -1).contiguous().cpu().numpy() for values in (relative, blank))
+        return (self._spot(relative, blank) / self.num_tokens[:, None]).T
+
+    def _spot(self, relative: np.ndarray, blank: np.ndarray) -> np.ndarray:
+        """
+        The best path through every word, by one pass over the frames.
+
+        Args:
+            relative (`np.ndarray` of shape `(T, U, B)`): Relative log-probabilities of `self.classes`.
+            blank (`np.ndarray` of shape `(T, B)`): Those of the blank.
+
+        Returns:
+            `np.ndarray` of shape `(W, B)`: Sums along the path, at most 0.
+        """
+        # Score of the best path that ends in each state, and in the blank behind it. A start state is always at 0:
+        # no sum exceeds that, and its column of `relative` is 0.
+        size = (len(self.columns), relative.shape[2])
+        token = np.full(size, -np.inf, dtype=np.float32)
+        token[self.columns == 0] = 0.0
+        after = np.full(size, -np.inf, dtype=np.float32)
+        best = np.full((len(self.ends), size[1]), -np.inf, dtype=np.float32)
+        step, arriving, emission = self.step[:, None], np.empty_like(token[1:]), np.empty_like(token)
+        for frame, blank_value in zip(relative, blank, strict=True):
+            np.add(token[:-1], step, out=arriving)
+            np.maximum(arriving, after[:-1], out=arriving)
+            np.maximum(after, token, out=after)
+            after += blank_value
+            np.maximum(token[1:], arriving, out=token[1:])
+            token += np.take(frame, self.columns, axis=0, out=emission, mode="clip")  # indices need no check
+            np.maximum(best, token[self.ends], out=best)
+        return best
+
+
+__all__ = ["FoundHotword", "HotwordFilter"]
