@@ -1,0 +1,435 @@
+"""`NestAsrProcessor`: one prompt template, audio placeholders and labels, the same in training and inference."""
+
+import os
+import re
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoTokenizer, BatchFeature
+from transformers.audio_utils import prepare_language_inputs
+from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
+from transformers.models.fun_asr_nano.processing_fun_asr_nano import LANGUAGE_CODE_TO_NAME
+from transformers.processing_utils import ProcessorMixin, prepare_keyword_inputs, prepare_prompt_input
+
+from .configuration_nest_asr import NestAsrConfig, num_audio_tokens, num_encoder_frames
+from .feature_extraction_nest import NestFeatureExtractor
+
+# The request in the words that Fun-ASR-Nano was trained with. A message holds parts of the types `audio`, `text`
+# (context), `keywords`, `language` and `itn`, those of transformers' fun_asr_nano and one more.
+CHAT_TEMPLATE = """\
+{%- macro part(message, type) %}
+    {%- for item in message.content if item.type == type %}{{ item[type] }}{% endfor %}
+{%- endmacro %}
+{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- set types = message.content | map(attribute='type') | list %}
+        {%- if 'text' in types or 'keywords' in types %}
+            {{- '请结合上下文信息，更加准确地完成语音转写任务。如果没有相关信息，我们会留空。\\n\\n\\n' }}
+            {{- '**上下文信息：**\\n\\n\\n' }}
+            {%- if 'text' in types %}{{ part(message, 'text') + '\\n' }}{% endif %}
+            {%- for item in message.content if item.type == 'keywords' %}
+                {{- '热词列表：[' + item.keywords | join(', ') + ']\\n' }}
+            {%- endfor %}
+        {%- endif %}
+        {{- '语音转写' }}
+        {%- if 'language' in types %}{{ '成' + part(message, 'language') }}{% endif %}
+        {%- if part(message, 'itn') == 'False' %}{{ '，不进行文本规整' }}{% endif %}
+        {{- '：' }}
+        {%- for item in message.content if item.type == 'audio' %}{{ audio_token }}{% endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+MIN_DURATION_S = 0.1  # shorter audio is completed with silence, so that every front end gives frames
+MAX_CACHED_PROMPTS = 4096
+HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "token")
+
+
+class NestAsrProcessor(ProcessorMixin):
+    r"""
+    Audio and text -> inputs and labels of [`NestAsrForConditionalGeneration`].
+
+    Args:
+        feature_extractor: That of the audio tower: [`NestFeatureExtractor`], `ParakeetFeatureExtractor` or
+            `FunAsrNanoFeatureExtractor`.
+        tokenizer: That of the language model.
+        ctc_tokenizer (*optional*): That of the CTC head, as of [`build_ctc_tokenizer`]; its pad token is the blank.
+        chat_template (`str`, *optional*): Jinja template of the prompt; ChatML with Fun-ASR-Nano's request by default.
+        audio_token (`str`, *optional*, defaults to `"<|object_ref_start|>"`): Placeholder; a token of `tokenizer`.
+        end_token (`str`, *optional*, defaults to `"<|im_end|>"`): Ends the answer; a token of `tokenizer`.
+        subsampling_factor (`int`, *optional*, defaults to 8): Of the audio tower; 1 for `fun_asr_nano_encoder`.
+        num_stacked_frames (`int`, *optional*, defaults to 1): Of the adaptor.
+        audio_token_divisor (`int`, *optional*, defaults to 1): As in [`NestAsrConfig`].
+
+    Example:
+
+    ```python
+    inputs = processor(audio=wave, sampling_rate=8000)                       # the default prompt
+    text = processor.decode_answers(model.generate(**inputs))
+    batch = processor(audio=waves, transcripts=texts, sampling_rate=16000)   # with `labels` and `ctc_labels`
+    ```
+    """
+
+    def __init__(
+        self,
+        feature_extractor,
+        tokenizer,
+        ctc_tokenizer=None,
+        chat_template=None,
+        audio_token="<|object_ref_start|>",
+        end_token="<|im_end|>",
+        subsampling_factor=8,
+        num_stacked_frames=1,
+        audio_token_divisor=1,
+    ):
+        for name, token in (("audio_token", audio_token), ("end_token", end_token)):
+            if tokenizer.convert_tokens_to_ids(token) in (None, tokenizer.unk_token_id):
+                raise ValueError(f"`{name}` {token!r} is not a token of `tokenizer`; add it, or name one that is.")
+        self._ctc_tokenizer = ctc_tokenizer  # or, while loading, the name of its folder
+        self.audio_token = audio_token
+        self.audio_token_id = tokenizer.convert_tokens_to_ids(audio_token)
+        self.end_token = end_token
+        self.end_token_id = tokenizer.convert_tokens_to_ids(end_token)
+        self.subsampling_factor = subsampling_factor
+        self.num_stacked_frames = num_stacked_frames
+        self.audio_token_divisor = audio_token_divisor
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        reserved = {audio_token, end_token, *tokenizer.all_special_tokens}
+        self._reserved = re.compile("|".join(re.escape(token) for token in sorted(reserved)))
+        self._prompt_cache = {}
+
+    # saving and loading: `ProcessorMixin` requires every tokenizer of the signature, and this one is optional
+
+    @classmethod
+    def get_attributes(cls):
+        return ["feature_extractor", "tokenizer"]
+
+    @property
+    def ctc_tokenizer(self):
+        """The CTC head's tokenizer, or None."""
+        return self._ctc_tokenizer
+
+    def to_dict(self):
+        return {**super().to_dict(), "ctc_tokenizer": "ctc_tokenizer" if self._ctc_tokenizer is not None else None}
+
+    def save_pretrained(self, save_directory, **kwargs):
+        if self.ctc_tokenizer is not None:
+            self.ctc_tokenizer.save_pretrained(os.path.join(save_directory, "ctc_tokenizer"))
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if processor._ctc_tokenizer is not None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            processor._ctc_tokenizer = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, subfolder=processor._ctc_tokenizer, **hub
+            )
+        return processor
+
+    @property
+    def sampling_rate(self) -> int:
+        """Rate of the audio tower in Hz; other rates are resampled."""
+        return self.feature_extractor.sampling_rate
+
+    @property
+    def end_token_ids(self) -> list[int]:
+        """Tokens that end an answer in `generate`."""
+        ids = [self.end_token_id, self.tokenizer.eos_token_id]
+        return sorted({token_id for token_id in ids if token_id is not None})
+
+    @property
+    def model_input_names(self):
+        return ["input_ids", "attention_mask", "input_features", "input_features_mask"]
+
+    def check(self, config: NestAsrConfig) -> None:
+        """Refuses a model whose placeholders would be counted otherwise."""
+        for name, theirs in (
+            ("audio_token_id", config.audio_token_id),
+            ("subsampling_factor", config.subsampling_factor),
+            ("num_stacked_frames", config.adaptor_config.num_stacked_frames),
+            ("audio_token_divisor", config.audio_token_divisor),
+        ):
+            if getattr(self, name) != theirs:
+                raise ValueError(f"`{name}` is {getattr(self, name)} in the processor but {theirs} in the model.")
+
+    def __call__(
+        self,
+        audio=None,
+        text: str | list[str] | None = None,
+        *,
+        sampling_rate: int | None = None,
+        transcripts: str | list[str] | None = None,
+        ctc_transcripts: str | list[str] | None = None,
+        language: str | list[str] | None = None,
+        prompt: str | list[str] | None = None,
+        keywords: str | list[str] | list[list[str]] | None = None,
+        itn: bool | list[bool] = True,
+        padding_side: str | None = None,
+        return_tensors: str = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: Mono waveforms `(samples,)` in [-1, 1] or paths: one, or a list. Any rate.
+            text (`str` or `list[str]`, *optional*):
+                Whole prompts with one `audio_token` each; by default made of the arguments below.
+            sampling_rate (`int`, *optional*): Rate of the waveforms in Hz; the audio tower's by default.
+            transcripts (`str` or `list[str]`, *optional*): Answers; with them come `labels` and `ctc_labels`.
+            ctc_transcripts (`str` or `list[str]`, *optional*):
+                What the CTC head learns, such as the verbatim text; `transcripts` by default.
+            language, prompt, keywords, itn: As in [`~NestAsrProcessor.apply_transcription_request`].
+            padding_side (`str`, *optional*): Of the text; `"left"`, or `"right"` with `transcripts`.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` (B, L), `input_features` (B, F, M),
+            `input_features_mask` (B, F), and with `transcripts` `labels` (B, L), which are -100 outside the answer
+            and its end token, and `ctc_labels` (B, U), -100 at padding.
+        """
+        if audio is None:
+            raise ValueError("`audio` is missing; pass a waveform, a path, or a list of them.")
+        if return_tensors != "pt":
+            raise ValueError(f"`return_tensors` is {return_tensors!r}; the processor makes torch tensors, 'pt'.")
+        # 1. audio -> features
+        waves = self._waves(audio, sampling_rate)
+        features = self.feature_extractor(waves, sampling_rate=self.sampling_rate, return_tensors="pt")
+        mask = features["input_features_mask" if "input_features_mask" in features else "attention_mask"]
+
+        # 2. prompts, their placeholder repeated
+        if text is not None:
+            prompts = [self._ids_of_prompt(item) for item in ([text] if isinstance(text, str) else text)]
+            if len(prompts) != len(waves):
+                raise ValueError(f"`text` has {len(prompts)} prompts for {len(waves)} recordings; pass one for each.")
+        else:
+            prompts = self._prompts(len(waves), language, prompt, keywords, itn)
+        rows = [
+            np.repeat(ids, np.where(ids == self.audio_token_id, count, 1))
+            for ids, count in zip(prompts, self._num_audio_tokens(mask.sum(-1)).tolist(), strict=True)
+        ]
+        data = {"input_features": features["input_features"], "input_features_mask": mask}
+
+        # 3. answers and labels
+        side = padding_side or ("left" if transcripts is None else "right")
+        if transcripts is not None:
+            answers = self._answers(transcripts, len(waves))
+            labels = [
+                np.concatenate([np.full(len(row), -100), answer]) for row, answer in zip(rows, answers, strict=True)
+            ]
+            rows = [np.concatenate(pair) for pair in zip(rows, answers, strict=True)]
+            data["labels"] = _pad(labels, -100, side)
+        if self.ctc_tokenizer is not None and (ctc_transcripts is not None or transcripts is not None):
+            targets = self._texts(transcripts if ctc_transcripts is None else ctc_transcripts, len(waves))
+            targets = self.ctc_tokenizer(targets, add_special_tokens=False).input_ids
+            data["ctc_labels"] = _pad([np.array(ids, dtype=np.int64) for ids in targets], -100, "right")
+        pad_token_id = self.tokenizer.pad_token_id
+        data["input_ids"] = _pad(rows, 0 if pad_token_id is None else pad_token_id, side)
+        # not by comparison with the pad token, which may be the end token
+        data["attention_mask"] = _pad([np.ones(len(row), dtype=np.int64) for row in rows], 0, side)
+        return BatchFeature(data, tensor_type="pt")
+
+    def apply_transcription_request(
+        self,
+        audio,
+        language: str | list[str] | None = None,
+        prompt: str | list[str] | None = None,
+        keywords: str | list[str] | list[list[str]] | None = None,
+        itn: bool | list[bool] = True,
+        tokenize: bool = True,
+        **kwargs,
+    ) -> BatchFeature | list[str]:
+        """
+        Inputs of `generate` for a transcription request, as transformers' `FunAsrNanoProcessor` makes them.
+
+        Args:
+            audio: As in `__call__`.
+            language (`str` or `list[str]`, *optional*): `"zh"`, `"en"`, `"ja"` or their names; one for all, or each.
+            prompt (`str` or `list[str]`, *optional*): Context that may help, such as the subject of the call.
+            keywords (`str`, `list[str]` or `list[list[str]]`, *optional*): Hotwords, for all or for each recording.
+            itn (`bool` or `list[bool]`, *optional*, defaults to `True`): Numbers and units as written, not as spoken.
+            tokenize (`bool`, *optional*, defaults to `True`): With `False`, the prompts as strings.
+        """
+        if tokenize:
+            return self(audio=audio, language=language, prompt=prompt, keywords=keywords, itn=itn, **kwargs)
+        batch_size = 1 if _is_single(audio) else len(audio)
+        return [self._render(*request) for request in _requests(batch_size, language, prompt, keywords, itn)]
+
+    def num_tokens(
+        self,
+        num_samples,
+        transcripts: list[str] | None = None,
+        *,
+        sampling_rate: int | None = None,
+        language=None,
+        prompt=None,
+        keywords=None,
+        itn=True,
+    ) -> np.ndarray:
+        """
+        Length of each example in the language model, without its audio: prompt, placeholders, answer and end token.
+
+        Args:
+            num_samples (sequence of `int`): Samples of each recording at `sampling_rate`.
+            transcripts (`list[str]`, *optional*): Answers.
+            sampling_rate, language, prompt, keywords, itn: As in `__call__`.
+
+        Returns:
+            `np.ndarray` of shape `(B,)`, int64.
+        """
+        num_samples = np.asarray(num_samples, dtype=np.int64)
+        rate = sampling_rate or self.sampling_rate
+        if rate != self.sampling_rate:
+            num_samples = _resampled_length(num_samples, rate, self.sampling_rate)
+        num_samples = np.maximum(num_samples, round(MIN_DURATION_S * self.sampling_rate))
+        prompts = self._prompts(len(num_samples), language, prompt, keywords, itn)
+        total = np.array([len(ids) - 1 for ids in prompts]) + self._num_audio_tokens(self.num_frames(num_samples))
+        if transcripts is not None:
+            total = total + np.array([len(answer) for answer in self._answers(transcripts, len(num_samples))])
+        return total
+
+    def num_frames(self, num_samples):
+        """Valid frames of `input_features` of `num_samples` samples at the audio tower's rate (integer or array)."""
+        extractor = self.feature_extractor
+        if isinstance(extractor, FunAsrNanoFeatureExtractor):
+            window, hop = (
+                ms * extractor.sampling_rate // 1000 for ms in (extractor.frame_length, extractor.frame_shift)
+            )
+            num_fbank_frames = 1 + (num_samples - window) // hop
+            return (num_fbank_frames + extractor.stride_lfr - 1) // extractor.stride_lfr
+        if isinstance(extractor, NestFeatureExtractor):
+            return extractor.num_frames(num_samples)
+        return num_samples // extractor.hop_length
+
+    def prompt_ids(self) -> list[int]:
+        """Token ids of the default prompt, with one placeholder."""
+        return self._prompts(1, None, None, None, True)[0].tolist()
+
+    def decode_answers(self, sequences: torch.Tensor) -> list[str]:
+        """Texts of `generate`'s result `(B, L)`, with the prompts or, as with `inputs_embeds` alone, without."""
+        sequences = np.asarray(torch.as_tensor(sequences).cpu())
+        ids = self.prompt_ids()
+        tail = len(ids) - ids.index(self.audio_token_id)  # the last placeholder and what follows it in a prompt
+        is_audio = sequences == self.audio_token_id
+        last = sequences.shape[1] - 1 - is_audio[:, ::-1].argmax(1)
+        starts = np.where(is_audio.any(1), last + tail, 0)
+        answers = [row[start:] for row, start in zip(sequences, starts, strict=True)]
+        return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _waves(self, audio, sampling_rate: int | None) -> list[np.ndarray]:
+        waves = []
+        for index, item in enumerate([audio] if _is_single(audio) else audio):
+            rate = sampling_rate or self.sampling_rate
+            if isinstance(item, (str, os.PathLike)):
+                import soundfile
+
+                item, rate = soundfile.read(item, dtype="float32", always_2d=True)
+                item = item.mean(1)
+            wave = np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item, dtype=np.float32)
+            if wave.ndim != 1 or not len(wave):
+                raise ValueError(
+                    f"recording {index} of `audio` has shape {wave.shape}; pass mono waveforms (samples,), not "
+                    "empty. Average the channels of stereo audio first."
+                )
+            if rate != self.sampling_rate:
+                wave = resample(wave, rate, self.sampling_rate)
+            missing = round(MIN_DURATION_S * self.sampling_rate) - len(wave)
+            waves.append(np.pad(wave, (0, missing)) if missing > 0 else wave)
+        if not waves:
+            raise ValueError("`audio` is empty; pass at least one recording.")
+        return waves
+
+    def _num_audio_tokens(self, num_frames):
+        num_frames = num_encoder_frames(num_frames, self.subsampling_factor)
+        return num_audio_tokens(num_frames, self.num_stacked_frames, self.audio_token_divisor)
+
+    def _prompts(self, batch_size, language, prompt, keywords, itn) -> list[np.ndarray]:
+        """Token ids of each prompt, with one placeholder; equal requests are made once."""
+        prompts = []
+        for request in _requests(batch_size, language, prompt, keywords, itn):
+            if request not in self._prompt_cache:
+                if len(self._prompt_cache) >= MAX_CACHED_PROMPTS:
+                    self._prompt_cache.clear()
+                self._texts([request[1] or "", *request[2]], 1 + len(request[2]))
+                self._prompt_cache[request] = self._ids_of_prompt(self._render(*request))
+            prompts.append(self._prompt_cache[request])
+        return prompts
+
+    def _render(self, language, prompt, keywords, itn) -> str:
+        content = [{"type": "audio"}]
+        if prompt:
+            content.append({"type": "text", "text": prompt})
+        if keywords:
+            content.append({"type": "keywords", "keywords": list(keywords)})
+        if language:
+            content.append({"type": "language", "language": language})
+        if not itn:
+            content.append({"type": "itn", "itn": False})
+        return self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}],
+            chat_template=self.chat_template,
+            tokenize=False,
+            add_generation_prompt=True,
+            audio_token=self.audio_token,
+        )
+
+    def _ids_of_prompt(self, text: str) -> np.ndarray:
+        ids = np.array(self.tokenizer(text, add_special_tokens=False).input_ids)
+        if (ids == self.audio_token_id).sum() != 1:
+            raise ValueError(f"prompt {text!r} must hold exactly one {self.audio_token}, the place of the audio.")
+        return ids
+
+    def _answers(self, transcripts, batch_size: int) -> list[np.ndarray]:
+        ids = self.tokenizer(self._texts(transcripts, batch_size), add_special_tokens=False).input_ids
+        return [np.array([*answer, self.end_token_id], dtype=np.int64) for answer in ids]
+
+    def _texts(self, texts: str | list[str], batch_size: int) -> list[str]:
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if len(texts) != batch_size:
+            raise ValueError(f"Got {len(texts)} texts for {batch_size} recordings; pass one for each.")
+        for text in texts:
+            if found := self._reserved.search(text):
+                raise ValueError(f"text {text!r} contains {found[0]!r}, a token of the prompt; remove it.")
+        return texts
+
+
+def resample(wave: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:
+    """`(N,)` at `sampling_rate` -> `(ceil(N * target_rate / sampling_rate),)`, by soxr."""
+    import soxr
+
+    resampled = soxr.resample(wave, sampling_rate, target_rate)
+    length = int(_resampled_length(len(wave), sampling_rate, target_rate))
+    return np.pad(resampled, (0, max(0, length - len(resampled))))[:length]
+
+
+def _resampled_length(num_samples, sampling_rate: int, target_rate: int):
+    """Samples after resampling, rounded up in whole numbers: the same for every caller."""
+    return (num_samples * target_rate + sampling_rate - 1) // sampling_rate
+
+
+def _requests(batch_size: int, language, prompt, keywords, itn) -> list[tuple]:
+    """(language, prompt, keywords, itn) of each recording, from one for all or a list."""
+    languages = prepare_language_inputs(language, batch_size, LANGUAGE_CODE_TO_NAME, return_code=False)
+    prompts = prepare_prompt_input(prompt, batch_size, input_name="prompt")
+    keyword_lists = [tuple(words or ()) for words in prepare_keyword_inputs(keywords, batch_size)]
+    itns = [itn] * batch_size if isinstance(itn, bool) else list(itn)
+    if len(itns) != batch_size:
+        raise ValueError(f"`itn` has {len(itns)} values for {batch_size} recordings; pass one, or one for each.")
+    return list(zip(languages, prompts, keyword_lists, itns, strict=True))
+
+
+def _is_single(audio) -> bool:
+    """Whether `audio` is one recording: a path, an array, or a list of numbers."""
+    return not isinstance(audio, (list, tuple)) or (len(audio) > 0 and isinstance(audio[0], (float, int)))
+
+
+def _pad(rows: list[np.ndarray], value: int, side: str) -> torch.Tensor:
+    """Rows of integers -> `(B, longest)`."""
+    rows = [torch.from_numpy(np.asarray(row, dtype=np.int64)) for row in rows]
+    return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+
+
+__all__ = ["CHAT_TEMPLATE", "NestAsrProcessor"]
