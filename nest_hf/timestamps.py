@@ -62,7 +62,8 @@ def character_timestamps(
     A CTC head marks a character by one or two frames somewhere inside it. With `boundary="midpoint"` two characters
     meet in the middle between their marks, and none reaches further than `max_extension_s` from its own mark, so that
     pauses stay free; `"mark"` returns the marked frames alone. A text that has more characters than its audio has
-    frames is spread evenly, with scores of None and a warning.
+    frames is spread evenly, with scores of None and a warning. Spaces and punctuation take no time, also where the CTC
+    head has tokens for them.
 
     Args:
         log_probs (`torch.FloatTensor` of shape `(B, T, V)`): Log-probabilities of the CTC head.
@@ -172,20 +173,19 @@ def tokens_with_offsets(text: str, tokenizer) -> list[tuple[int, int, int]]:
     """
     `(token id, first character, end character)` of every token, `WILDCARD` in place of the unknown token.
 
-    A fast tokenizer gives its own offsets, so that tokens may be parts or groups of characters; any other is taken for
-    one of single characters.
+    A fast tokenizer gives its own offsets, so that tokens may be parts or groups of characters; any other, such as
+    `Wav2Vec2CTCTokenizer`, is asked for each character alone.
     """
-    unknown = tokenizer.unk_token_id
     if tokenizer.is_fast:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        tokens = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
     else:
-        ids = [tokenizer.convert_tokens_to_ids(character) for character in text]
-        offsets = [(index, index + 1) for index in range(len(text))]
-    return [
-        (WILDCARD if token is None or token == unknown else token, start, end)
-        for token, (start, end) in zip(ids, offsets, strict=True)
-    ]
+        alphabet = list(dict.fromkeys(text))
+        encoded = tokenizer(alphabet, add_special_tokens=False)["input_ids"] if alphabet else []
+        ids = dict(zip(alphabet, encoded, strict=True))
+        tokens = [(token, (index, index + 1)) for index, character in enumerate(text) for token in ids[character]]
+    unknown = tokenizer.unk_token_id
+    return [(WILDCARD if token == unknown else token, start, end) for token, (start, end) in tokens]
 
 
 def is_spoken(character: str) -> bool:
@@ -194,11 +194,11 @@ def is_spoken(character: str) -> bool:
 
 
 def _pieces(text: str, tokenizer) -> list[tuple[int, int, int]]:
-    """As [`tokens_with_offsets`], with one wildcard for each run of spoken characters that have no token."""
+    """The tokens that are heard, with one wildcard for each run of spoken characters that have no token."""
     pieces = []
     position = 0
     for token, start, end in [*tokens_with_offsets(text, tokenizer), (WILDCARD, len(text), len(text))]:
-        known = token != WILDCARD
+        known = token != WILDCARD and any(map(is_spoken, text[start:end]))
         until = start if known else end  # an unknown token, and what the tokenizer left out
         if any(map(is_spoken, text[position:until])):
             first = pieces.pop()[1] if pieces and pieces[-1][0] == WILDCARD else position
@@ -219,10 +219,10 @@ def _extend(starts, ends, duration_s: float, limit_s: float | None) -> tuple[np.
 
 
 def _characters(text: str, pieces, starts, ends, scores) -> list[TimedText]:
-    """Times of pieces -> times of characters: those of one piece share it evenly, silent ones take no time."""
+    """Times of pieces -> times of characters: those of one piece share it evenly, silent ones have none."""
     times: list[tuple[float, float, float | None] | None] = [None] * len(text)
-    for (token, first, end), start_s, end_s, score in zip(pieces, starts, ends, scores, strict=True):
-        heard = [i for i in range(first, end) if token != WILDCARD or is_spoken(text[i])]
+    for (_, first, end), start_s, end_s, score in zip(pieces, starts, ends, scores, strict=True):
+        heard = [index for index in range(first, end) if is_spoken(text[index])]
         step_s = (end_s - start_s) / max(len(heard), 1)
         for number, index in enumerate(heard):
             before = times[index]  # where one character has several tokens

@@ -8,6 +8,7 @@ import pytest
 import torch
 from ctc_posteriors import character_tokenizer, spike_path, spikes
 
+from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.timestamps import WILDCARD, TimedText, align_tokens, character_timestamps, word_timestamps
 
 pytest.importorskip("torchaudio")
@@ -148,6 +149,17 @@ def test_tokens_that_are_groups_or_parts_of_characters():
         second.end_s - second.start_s
     )
     assert third.start_s < 8 * FRAME_S and third.end_s > 10 * FRAME_S
+
+
+def test_a_tokenizer_without_offsets_and_with_a_space_token():
+    tokenizer = build_ctc_tokenizer(["go to 天"])
+    text = "to X天go"
+    path = spike_path(tokenizer("to|X天go").input_ids, [2, 4, 7, 11, 15, 18, 21], 26)
+    log_probs = spikes(path, len(tokenizer))[None]
+    characters = character_timestamps(log_probs, None, [text], tokenizer, blank_id=0, boundary="mark")[0]
+    assert middles([c for c in characters if c.text not in " X"]) == [2, 4, 15, 18, 21]
+    assert 4 < middles(characters)[3] < 15 and characters[3].score is None
+    assert characters[2].start_s == characters[2].end_s == characters[1].end_s
 
 
 def test_words_by_script_and_by_a_given_segmentation():

@@ -30,8 +30,8 @@ class CodePointTokenizer:
 
     is_fast, unk_token_id = False, UNKNOWN_ID
 
-    def convert_tokens_to_ids(self, character: str) -> int:
-        return ord(character) - 0x4E00
+    def __call__(self, texts: list[str], add_special_tokens: bool = False) -> dict:
+        return {"input_ids": [[ord(character) - 0x4E00 for character in text] for text in texts]}
 
 
 def make_list(number: int, num_classes: int, num_said: int, rng: np.random.Generator) -> tuple[list, list]:
