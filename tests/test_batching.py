@@ -1,11 +1,14 @@
 """Batch plans: every row once, as many batches in every epoch, one plan on every process, the budget kept."""
 
 import logging
+import math
 from collections import Counter
 from itertools import islice
 
 import numpy as np
 import pytest
+from accelerate import skip_first_batches
+from torch.utils.data import DataLoader, Dataset
 
 from nest_hf.data import TokenBudgetBatchSampler, padding_share
 
@@ -166,6 +169,97 @@ def test_rows_over_the_budget_are_named_once_and_left_out(caplog):
     assert "2 of 5 recordings" in record.message and record.message.endswith("a, c")
 
 
+@pytest.mark.parametrize("limit", [{"budget": 50.0}, {"batch_size": 4}])
+def test_rows_over_the_maximal_length_are_left_out_whatever_limits_the_batch(caplog, limit):
+    lengths = np.array([3.0, 11.0, 10.0, 12.0])
+    with caplog.at_level(logging.WARNING, logger="nest_hf"):
+        sampler = TokenBudgetBatchSampler(lengths, **limit, max_length=10.0, unit="llm_tokens", ids=list("abcd"))
+        assert all(sorted(rows_of(sampler.plan(epoch))) == [0, 2] for epoch in EPOCHS)
+    (record,) = caplog.records
+    assert record.message == (
+        "2 of 4 recordings are longer than 10.0 llm_tokens (`max_length`) and are left out: b, d"
+    )
+
+
+@pytest.mark.parametrize("limit", [{"budget": BUDGET}, {"batch_size": 5}])
+@pytest.mark.parametrize("sort_window", [0, 3, 64])
+def test_a_batch_ends_where_the_next_example_would_exceed_its_limit(limit, sort_window):
+    for seed in range(20):
+        lengths = durations(200, seed=seed)
+        sampler = TokenBudgetBatchSampler(lengths, **limit, sort_window=sort_window, seed=seed)
+        examples = sampler._examples(0)
+        batches = sampler._pack(examples)
+        assert sorted(row for batch in batches for (row,) in batch) == list(range(200))
+        for batch, after in zip(batches, batches[1:], strict=False):
+            grown = [lengths[row] for (row,) in [*batch, after[0]]]
+            assert len(grown) * max(grown) > BUDGET if "budget" in limit else len(batch) == 5
+
+
+def test_data_sets_may_be_named_and_weighted_by_name():
+    domains = ["general"] * 300 + ["call"] * 40
+    arguments = {"budget": BUDGET, "mix": "random", "seed": 2}
+    named = TokenBudgetBatchSampler(
+        durations(340), sources=domains, mix_weights={"general": 0.25, "call": 0.75}, **arguments
+    )
+    rows = rows_of(named.plan(0))
+    assert np.mean([domains[row] == "call" for row in rows]) == pytest.approx(0.75, abs=0.003)
+    numbered = TokenBudgetBatchSampler(
+        durations(340), sources=[int(d == "general") for d in domains], mix_weights=[0.75, 0.25], **arguments
+    )
+    assert numbered.plan(0) == named.plan(0)
+
+
+class Loader(DataLoader):
+    """As [`NestTrainer`] makes it."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)
+
+
+def resumed_loader(sampler, epoch: int, skipped: int) -> DataLoader:
+    """What `Trainer` does when it resumes in the middle of an epoch."""
+    loader = Loader(_Keys(), batch_sampler=sampler, collate_fn=list)
+    loader = skip_first_batches(loader, skipped) if skipped else loader
+    if hasattr(loader, "set_epoch"):
+        loader.set_epoch(epoch)
+    inner = getattr(loader.batch_sampler, "batch_sampler", None)
+    if hasattr(inner, "set_epoch"):
+        inner.set_epoch(epoch)
+    return loader
+
+
+class _Keys(Dataset):
+    def __getitem__(self, key):
+        return key
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_loader_that_resumes_in_any_epoch_gives_the_rest_of_it(epoch, num_replicas):
+    def make(rank):
+        return TokenBudgetBatchSampler(durations(257), budget=BUDGET, seed=5, num_replicas=num_replicas, rank=rank)
+
+    rest = []
+    for rank in range(num_replicas):
+        whole = list(resumed_loader(make(rank), epoch, 0))
+        assert whole == make(rank).plan(epoch)[rank::num_replicas]
+        for skipped in (1, len(whole) // 2, len(whole) - 1):
+            assert list(resumed_loader(make(rank), epoch, skipped)) == whole[skipped:]
+        rest += whole
+    assert sorted(rows_of(rest)) == list(range(257))
+
+
+def test_a_plan_of_many_rows_is_made_without_a_step_per_row(monkeypatch):
+    lengths = np.random.default_rng(0).lognormal(1, 0.6, 20_000).clip(0.3, 30)
+    calls = []
+    count = TokenBudgetBatchSampler._count_within_limit
+    monkeypatch.setattr(
+        TokenBudgetBatchSampler, "_count_within_limit", lambda self, one: calls.append(one) or count(self, one)
+    )
+    sampler = TokenBudgetBatchSampler(lengths, budget=200.0)
+    assert len(calls) < 5 * sampler.num_batches
+
+
 def test_padding_is_below_5_percent_where_random_batches_have_a_third():
     lengths = np.random.default_rng(0).lognormal(0.0, 0.5, 4000).clip(0.3, 2.5)
     ours = TokenBudgetBatchSampler(lengths, budget=100.0).plan(0)
@@ -190,9 +284,18 @@ def test_padding_is_below_5_percent_where_random_batches_have_a_third():
         ({"budget": 5.0, "mix": "random", "mix_weights": [-1]}, "`mix_weights` must hold 1 weights"),
         ({"budget": 5.0, "mix_weights": [1]}, "`mix_weights` has no effect with `mix` 'all'"),
         ({"budget": 5.0, "num_replicas": 4}, "3 recordings are too few for 4 processes"),
+        ({"budget": 5.0, "lengths": [1.0, math.nan]}, "1 of 2 rows have no length"),
         ({"budget": 5.0, "join_to": 4.0}, "raise the budget to 10.0"),
+        ({"budget": 50.0, "join_to": 4.0, "max_length": 9.0}, "an example may have 9.0 seconds"),
+        ({"batch_size": 2, "max_length": 0.5, "unit": "mel_frames"}, "fits into a batch of 0.5 mel_frames"),
+        ({"budget": 5.0, "sources": ["a", "b", "b"], "mix": "random", "mix_weights": [1, 2]}, "must be a mapping"),
+        (
+            {"budget": 5.0, "sources": ["a", "b", "b"], "mix": "random", "mix_weights": {"a": 1}},
+            "names a, b; give each",
+        ),
+        ({"budget": 2.0, "sources": [0, 0, 1], "mix": "random", "mix_weights": [1, 1]}, "draws from data set 1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_with_its_remedy(arguments, message):
     with pytest.raises(ValueError, match=message):
-        TokenBudgetBatchSampler([1.0, 2.0, 3.0], **arguments)
+        TokenBudgetBatchSampler(**{"lengths": [1.0, 2.0, 3.0], **arguments})
