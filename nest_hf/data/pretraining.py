@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..configuration_nest import NestConfig
 from ..feature_extraction_nest import NestFeatureExtractor
 from ..masking import block_mask, frames_in_loss
-from .audio import AudioError, decode_audio
+from .audio import AudioError, audio_duration, decode_audio
 from .batching import ExampleKey
 from .noise import NoiseSource, SpeakerNoise
 
@@ -201,6 +201,9 @@ class StreamedBatches(IterableDataset):
     Batches of a streamed data set, without end: packed by a budget within a window of rows, epoch after epoch.
 
     Every process and every worker reads its own shards. What it yields is a function of (seed, processes, workers).
+    Batches are planned by the durations of the rows, or of their headers, and decoded when they are due. To go on in
+    the middle, set `num_skipped`: that many batches of the process come as None, quickly, to be thrown away, as
+    `accelerate.skip_first_batches` does.
 
     Args:
         stream (`datasets.IterableDataset`): Rows, without limits of duration.
@@ -232,54 +235,78 @@ class StreamedBatches(IterableDataset):
         self.stream = split_dataset_by_node(stream, rank, num_replicas)
         self.examples = examples
         self.collator = collator
-        self.budget = int(budget_s * examples.sampling_rate)
+        self.budget_s = budget_s
         self.limits_s = (min_duration_s, min(max_duration_s, budget_s))
         self.window = window
         self.shuffle_buffer = shuffle_buffer
         self.seed = seed
+        self.num_skipped = 0
 
     def __iter__(self):
+        worker = get_worker_info()  # workers take turns: of n batches worker w gives the n[w::num_workers]
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number, (epoch, batch) in enumerate(self._plan()):
+            if first + number * step < self.num_skipped:
+                yield None
+            else:
+                yield self.collator([self._example(row, seconds, epoch) for seconds, row in batch])
+
+    def _plan(self):
+        """(epoch, [(seconds, row), ...]) of every batch, without decoding."""
         stream = self.stream.shuffle(seed=self.seed, buffer_size=self.shuffle_buffer)
         epoch = last_epoch_with_rows = 0
         # shards are dealt anew in every epoch: of a small data set a process may get none in one of them
         while epoch < last_epoch_with_rows + 100:
             stream.set_epoch(epoch)
-            window: list[Example] = []
+            window: list[tuple[float | None, dict]] = []
             for row in stream:
                 last_epoch_with_rows = epoch
-                window.append(self._within_limits(row, epoch))
+                window.append((self._seconds(row), row))
                 if len(window) == self.window:
-                    yield from self._batches(window)
+                    yield from ((epoch, batch) for batch in self._batches(window))
                     window = []
-            yield from self._batches(window)
+            yield from ((epoch, batch) for batch in self._batches(window))
             epoch += 1
         raise ValueError("the streamed data set gives this process no recording; use fewer processes or more data.")
 
-    def _within_limits(self, row: dict, epoch: int) -> Example:
-        """Decodes a row; where its duration lies outside the limits, it becomes a note without a waveform."""
-        low, high = self.limits_s
-        duration = row["duration"]
-        example = None
-        if duration is None or low <= duration <= high:
+    @staticmethod
+    def _seconds(row: dict) -> float | None:
+        """Length of a row, from its header where it is not given; None where that fails, and decoding tells why."""
+        if row["duration"] is not None:
+            return row["duration"]
+        try:
+            return max(0.0, audio_duration(row["audio"]) - (row["offset"] or 0.0))
+        except AudioError:
+            return None
+
+    def _is_within_limits(self, seconds: float | None) -> bool:
+        return seconds is not None and self.limits_s[0] <= seconds <= self.limits_s[1]
+
+    def _batches(self, window: list[tuple[float | None, dict]]):
+        """Batches of a window, longest first; what is left out has no length and comes last."""
+        sizes = [seconds if self._is_within_limits(seconds) else 0.0 for seconds, _ in window]
+        batch: list[tuple[float | None, dict]] = []
+        longest = 0.0
+        for index in sorted(range(len(window)), key=lambda index: -sizes[index]):
+            if batch and longest * (len(batch) + 1) > self.budget_s:
+                yield batch
+                batch = []
+            longest = longest if batch else sizes[index]
+            batch.append(window[index])
+        if batch:
+            yield batch
+
+    def _example(self, row: dict, seconds: float | None, epoch: int) -> Example:
+        """A decoded row; where its length lies outside the limits, a note without a waveform."""
+        notes = []
+        if seconds is None or self._is_within_limits(seconds):
             example = self.examples.example([row], epoch)
-            duration = len(example.wave) / self.examples.sampling_rate
-            if not len(example.wave) or low <= duration <= high:
+            seconds, notes = len(example.wave) / self.examples.sampling_rate, example.notes
+            if not seconds or self._is_within_limits(seconds):
                 return example
-        message = f"{'shorter' if duration < low else 'longer'} than the limit: {duration:.2f} s"
-        notes = example.notes if example else []
+        message = f"{'shorter' if seconds < self.limits_s[0] else 'longer'} than the limit: {seconds:.2f} s"
         empty = np.zeros(0, np.float32)
         return Example(row["id"], epoch, empty, empty, 0, [*notes, (row["id"], "bad", message)])
-
-    def _batches(self, window: list[Example]):
-        batch: list[Example] = []
-        for example in sorted(window, key=lambda example: -len(example.wave)):
-            longest = len(batch[0].wave) if batch else len(example.wave)
-            if batch and longest * (len(batch) + 1) > self.budget:
-                yield self.collator(batch)
-                batch = []
-            batch.append(example)
-        if batch:
-            yield self.collator(batch)
 
 
 def _pad(waves: list[np.ndarray], length: int) -> np.ndarray:
