@@ -1,0 +1,213 @@
+"""Long recordings by overlapping windows: which samples make up which window, and how their results become one.
+
+Two windows are joined inside their overlap, away from their edges, where an encoder lacks context: at a frame that
+both take for a blank, so that no character is lost or doubled. For segments at pauses instead see `nest_hf.vad`.
+
+Dimensions: T frames of a window, V classes with the blank.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .timestamps import TimedText, is_spoken
+
+# Blank frames on either side of a cut, beyond which a wider pause is no better: spikes move by a frame or two.
+WIDEST_MARGIN = 3
+SAME_CHARACTER_S = 0.24  # how far apart two windows may place the same character
+
+
+class Window(NamedTuple):
+    """Samples `start` to `end` (exclusive) of a recording."""
+
+    start: int
+    end: int
+
+
+def plan_windows(
+    num_samples: int,
+    *,
+    sampling_rate: int = 16000,
+    window_s: float = 20.0,
+    overlap_s: float = 4.0,
+    samples_per_frame: int = 1280,
+) -> list[Window]:
+    """
+    Windows that cover a recording; a shorter one is a single window, an empty one has none.
+
+    Args:
+        num_samples (`int`): Length of the recording.
+        sampling_rate (`int`, *optional*, defaults to 16000): Hz.
+        window_s (`float`, *optional*, defaults to 20.0): Seconds of a window.
+        overlap_s (`float`, *optional*, defaults to 4.0): Seconds that neighbours share; at most half a window.
+        samples_per_frame (`int`, *optional*, defaults to 1280):
+            `config.inputs_to_logits_ratio`; windows begin at whole encoder frames.
+
+    Example:
+
+    ```python
+    >>> from nest_hf.long_audio import plan_windows
+
+    >>> [(w.start / 16000, w.end / 16000) for w in plan_windows(45 * 16000)]
+    [(0.0, 20.0), (16.0, 36.0), (32.0, 45.0)]
+
+    ```
+    """
+    if num_samples < 0:
+        raise ValueError(f"`num_samples` is {num_samples}; it must be 0 or more.")
+    window = round(window_s * sampling_rate / samples_per_frame)
+    overlap = round(overlap_s * sampling_rate / samples_per_frame)
+    if not 1 <= overlap <= window // 2:
+        raise ValueError(
+            f"`overlap_s` is {overlap_s} and `window_s` {window_s}; windows share at least one frame of "
+            f"{samples_per_frame} samples and at most half of themselves."
+        )
+    if num_samples == 0:
+        return []
+    size, hop = window * samples_per_frame, (window - overlap) * samples_per_frame
+    num_windows = 1 + max(0, -(-(num_samples - size) // hop))
+    return [Window(k * hop, min(k * hop + size, num_samples)) for k in range(num_windows)]
+
+
+def find_cuts(log_probs: Sequence[torch.Tensor], starts: Sequence[int], *, blank_id: int) -> list[int]:
+    """
+    The frames at which neighbouring windows are joined: the left one counts before, the right one from there on.
+
+    Of the overlap's frames that both windows take for a blank, the one that is farthest from any character (up to
+    three frames) and then nearest to the middle; where there is none, the same among frames on which they agree; else
+    the middle.
+
+    Args:
+        log_probs (`Sequence[torch.FloatTensor]` of shape `(T, V)` each): Posteriors of the windows, in order.
+        starts (`Sequence[int]`): First frame of each: `window.start // samples_per_frame`.
+        blank_id (`int`): Class of the CTC blank.
+
+    Returns:
+        `list[int]`: Frames of the recording, one fewer than there are windows.
+    """
+    if len(log_probs) != len(starts):
+        raise ValueError(f"`starts` has {len(starts)} entries for {len(log_probs)} windows.")
+    cuts = []
+    for left, right, left_start, right_start in zip(log_probs, log_probs[1:], starts, starts[1:], strict=False):
+        overlap = min(left_start + len(left), right_start + len(right)) - right_start
+        if overlap < 0 or right_start < left_start:
+            raise ValueError(
+                f"a window of {len(left)} frames from frame {left_start} on does not reach the next at {right_start}; "
+                "pass windows of `plan_windows` in their order."
+            )
+        first = right_start - left_start
+        left_ids = left[first : first + overlap].argmax(-1).cpu().numpy()
+        right_ids = right[:overlap].argmax(-1).cpu().numpy()
+        agree = left_ids == right_ids
+        margin = _margin(agree & (left_ids == blank_id))
+        if not margin.any():
+            margin = _margin(agree)
+        distance = np.abs(np.arange(overlap) - (overlap - 1) / 2)
+        # of an overlap without frames the cut is its beginning
+        best = int(np.argmax(margin - distance / (overlap + 1))) if overlap else 0
+        cuts.append(right_start + best)
+    return cuts
+
+
+def _margin(mask: np.ndarray) -> np.ndarray:
+    """(T,) bool -> (T,): how many of k = 0, 1, ... have all frames within k in `mask`, up to `WIDEST_MARGIN`."""
+    margin = np.zeros(len(mask), dtype=np.int64)
+    for k in range(WIDEST_MARGIN if len(mask) else 0):
+        margin += np.lib.stride_tricks.sliding_window_view(np.pad(mask, k), 2 * k + 1).all(-1)
+    return margin
+
+
+def join_posteriors(log_probs: Sequence[torch.Tensor], starts: Sequence[int], cuts: Sequence[int]) -> torch.Tensor:
+    """
+    Posteriors of the whole recording.
+
+    Args:
+        log_probs, starts: See [`find_cuts`].
+        cuts (`Sequence[int]`): Its result.
+
+    Returns:
+        `torch.FloatTensor` of shape `(frames of the recording, V)`.
+    """
+    if not len(log_probs):
+        raise ValueError("`log_probs` has no window; an empty recording has no posteriors.")
+    ends = [*cuts, starts[-1] + len(log_probs[-1])]
+    begins = [starts[0], *cuts]
+    return torch.cat(
+        [piece[b - s : e - s] for piece, s, b, e in zip(log_probs, starts, begins, ends, strict=True)], dim=0
+    )
+
+
+def join_timed_texts(
+    texts: Sequence[Sequence[TimedText]], offsets_s: Sequence[float], cuts_s: Sequence[float]
+) -> list[TimedText]:
+    """
+    Joins what was written of each window, such as by a language model.
+
+    Of the characters that both neighbours write at the same time the one nearest to the cut is the joint: the left
+    text goes up to it, the right one follows. Where the texts have no character in common the cut itself decides.
+
+    Args:
+        texts (`Sequence[Sequence[TimedText]]`): Per window its characters, in seconds of the window.
+        offsets_s (`Sequence[float]`): Where each window begins, in seconds.
+        cuts_s (`Sequence[float]`): Where neighbours meet: [`find_cuts`] x seconds per frame.
+
+    Returns:
+        `list[TimedText]`: Characters in seconds of the recording.
+    """
+    if len(texts) != len(offsets_s) or len(cuts_s) != max(len(texts) - 1, 0):
+        raise ValueError(
+            f"{len(texts)} `texts`, {len(offsets_s)} `offsets_s` and {len(cuts_s)} `cuts_s` do not fit; pass one "
+            "offset per text and one cut less."
+        )
+    joined: list[TimedText] = []
+    for index, (text, offset_s) in enumerate(zip(texts, offsets_s, strict=True)):
+        right = shift(text, offset_s)
+        if index == 0:
+            joined = right
+            continue
+        cut_s = cuts_s[index - 1]
+        keep, skip = _joint(joined, right, offset_s, cut_s)
+        joined = joined[:keep]
+        now = joined[-1].end_s if joined else 0.0
+        joined += [
+            dataclasses.replace(item, start_s=max(item.start_s, now), end_s=max(item.end_s, now))
+            for item in right[skip:]
+        ]
+    return joined
+
+
+def _joint(left: list[TimedText], right: list[TimedText], overlap_start_s: float, cut_s: float) -> tuple[int, int]:
+    """How many items of `left` are kept, and how many of `right` left out."""
+    left_s, right_s = _middles(left), _middles(right)
+    # only the overlap can have pairs; a minute of text would make a large matrix
+    first = int(np.searchsorted(left_s, overlap_start_s - SAME_CHARACTER_S))
+    last = int(np.searchsorted(right_s, (left_s[-1] if len(left) else 0.0) + SAME_CHARACTER_S))
+    near = np.abs(left_s[first:, None] - right_s[None, :last])
+    same = np.array([[a.text == b.text and is_spoken(a.text) for b in right[:last]] for a in left[first:]], dtype=bool)
+    near[~same.reshape(near.shape)] = np.inf
+    if near.size:
+        rows = np.arange(len(near))
+        partner = near.argmin(1)
+        is_pair = (near[rows, partner] <= SAME_CHARACTER_S) & (near.argmin(0)[partner] == rows)
+        if is_pair.any():
+            place = np.where(is_pair, np.abs((left_s[first:] + right_s[partner]) / 2 - cut_s), np.inf).argmin()
+            return first + int(place) + 1, int(partner[place]) + 1
+    return int(np.searchsorted(left_s, cut_s)), int(np.searchsorted(right_s, cut_s))
+
+
+def _middles(text: Sequence[TimedText]) -> np.ndarray:
+    return np.array([(item.start_s + item.end_s) / 2 for item in text])
+
+
+def shift(text: Sequence[TimedText], offset_s: float) -> list[TimedText]:
+    """The same characters or words, `offset_s` later."""
+    return [
+        dataclasses.replace(item, start_s=round(item.start_s + offset_s, 4), end_s=round(item.end_s + offset_s, 4))
+        for item in text
+    ]
+
+
+__all__ = ["Window", "find_cuts", "join_posteriors", "join_timed_texts", "plan_windows", "shift"]
