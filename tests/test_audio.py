@@ -19,6 +19,7 @@ FORMATS = [
     ("WAV", "PCM_24"),
     ("WAV", "PCM_32"),
     ("WAV", "FLOAT"),
+    ("WAV", "DOUBLE"),
     ("WAV", "ULAW"),
     ("WAV", "ALAW"),
     ("FLAC", "PCM_16"),
@@ -27,6 +28,8 @@ FORMATS = [
     ("OGG", "OPUS"),
     ("AIFF", "PCM_16"),
 ]
+# Relative error of a tone's level, where quantisation or a lossy codec makes it larger than 0.1 %.
+LEVEL_ERROR = {"PCM_U8": 0.02, "ULAW": 0.02, "ALAW": 0.02, "MPEG_LAYER_III": 0.05, "VORBIS": 0.06, "OPUS": 0.06}
 
 
 def tone(rate: int, *, channels: int = 1, seconds: float = SECONDS) -> np.ndarray:
@@ -43,6 +46,13 @@ def encoded(container: str, encoding: str, rate: int, channels: int = 1) -> byte
 def strongest_hz(samples: np.ndarray, rate: int) -> float:
     spectrum = np.abs(np.fft.rfft(samples * np.hanning(len(samples)), 8 * len(samples)))
     return spectrum.argmax() * rate / (8 * len(samples))
+
+
+def level_of(samples: np.ndarray, rate: int, hz: float) -> float:
+    """Amplitude of the part of a signal that has this frequency."""
+    t = np.arange(len(samples)) / rate
+    waves = np.stack([np.sin(2 * np.pi * hz * t), np.cos(2 * np.pi * hz * t)], axis=1)
+    return float(np.hypot(*np.linalg.lstsq(waves, samples, rcond=None)[0]))
 
 
 def error_of(call, *args, **kwargs) -> AudioError:
@@ -68,10 +78,51 @@ def test_every_format_gives_the_tone_back(tmp_path, container, encoding, rate, c
     middle = decoded.samples[2000:14000]
     assert abs(strongest_hz(middle, 16000) - TONE_HZ) < 1.0
     # The second channel is silent, so the average has half the level.
-    assert abs(np.abs(middle).max() - 0.4 / channels) < 0.05
+    assert level_of(middle, 16000, TONE_HZ) == pytest.approx(0.4 / channels, rel=LEVEL_ERROR.get(encoding, 1e-3))
     assert abs(audio_duration(path) - SECONDS) < 0.005
     for same in (data, {"bytes": data, "path": "elsewhere.wav"}, {"bytes": None, "path": str(path)}):
         assert np.array_equal(decode_audio(same).samples, decoded.samples)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 44100, 48000])
+@pytest.mark.parametrize(("container", "encoding"), FORMATS)
+def test_channels_weigh_the_same_and_do_not_mix_up(container, encoding, rate):
+    if encoding == "OPUS" and rate == 44100:
+        pytest.skip("Opus has no such rate")
+    t = np.arange(rate) / rate
+    left, right = 0.4 * np.sin(2 * np.pi * 500 * t), 0.2 * np.sin(2 * np.pi * 1250 * t)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.stack([left, right], axis=1), rate, format=container, subtype=encoding)
+    middle = decode_audio(buffer.getvalue()).samples[2000:14000]
+    error = LEVEL_ERROR.get(encoding, 1e-3)
+    assert level_of(middle, 16000, 500) == pytest.approx(0.2, rel=error)
+    assert level_of(middle, 16000, 1250) == pytest.approx(0.1, rel=2 * error)
+
+
+def test_clipped_samples_are_counted_and_full_scale_alone_is_no_clipping(tmp_path):
+    wave = 2.0 * np.sin(2 * np.pi * TONE_HZ * np.arange(16000) / 16000)
+    for encoding in ("PCM_16", "PCM_24", "FLOAT", "ULAW", "ALAW", "PCM_U8"):
+        for gain, share in ((1.0, 2 / 3), (0.5, 0.0), (0.4, 0.0)):  # beyond half of its peak a sine is 2/3 of the time
+            path = tmp_path / "tone.wav"
+            soundfile.write(path, np.clip(gain * wave, -1, 1), 16000, subtype=encoding)
+            if share or encoding not in ("ULAW", "ALAW", "PCM_U8"):  # whose steps at the peak are wide: runs are true
+                assert decode_audio(path).num_clipped / 16000 == pytest.approx(share, abs=0.05)
+    stereo = np.stack([np.clip(wave, -1, 1), 0 * wave], axis=1)
+    soundfile.write(path, stereo, 16000)
+    assert decode_audio(path).num_clipped / 16000 == pytest.approx(2 / 3, abs=0.05)  # before the average
+    soundfile.write(path, 0.7 * wave, 16000, subtype="FLOAT")  # 1.4: beyond full scale, but whole
+    assert decode_audio(path).num_clipped == 0 and decode_audio(path).samples.max() > 1.3
+
+
+@pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 48000])
+def test_one_sample_is_a_sample_or_says_that_none_is_left(tmp_path, rate):
+    soundfile.write(tmp_path / "one.wav", [0.5], rate)
+    if rate <= 22050:
+        assert len(decode_audio(tmp_path / "one.wav").samples) == round(16000 / rate)
+    else:
+        error = error_of(decode_audio, tmp_path / "one.wav")
+        assert error.reason == "zero length" and "no sample left at 16000 Hz" in str(error)
+    assert audio_duration(tmp_path / "one.wav") == 1 / rate
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ PyAV, an extra, reads the rest (m4a, AMR, webm).
 """
 
 import io
+import math
 import os
 import re
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ PROMISED_BYTES = re.compile(r"^ *(?:data|riff|SSND|Data Size) *: (\d+) \(should 
 PLACEHOLDER_BYTES, SLOPPY_BYTES = 0x7FFF0000, 128
 # An MP3 may end up to two frames of 1152 samples before the length in its header.
 MP3_SLACK = 2 * 1152
+# -0.2 dB: G.711 ends at 0.98 of full scale.
+CLIPPING_LEVEL = 0.977
 # A streamed FLAC says nothing of its length; libsndfile then reports 2^63 - 1 frames.
 UNKNOWN_FRAMES = 2**40
 
@@ -60,12 +63,15 @@ class DecodedAudio:
         sampling_rate (`int`): Hz, of `samples`.
         original_sampling_rate (`int`): Hz, of the file.
         num_channels (`int`): channels of the file, averaged in `samples`.
+        num_clipped (`int`): samples of all channels that clipping cut flat: three or more in a row at a peak within
+            0.2 dB of full scale.
     """
 
     samples: np.ndarray
     sampling_rate: int
     original_sampling_rate: int
     num_channels: int
+    num_clipped: int = 0
 
 
 def decode_audio(
@@ -116,10 +122,12 @@ def decode_audio(
             else:
                 samples, rate, channels = _read_with_soundfile(file, where, offset_s, duration_s)
 
+    low, high = float(samples.min()), float(samples.max())
+    if not (math.isfinite(low) and math.isfinite(high)):  # NaN if one sample is
+        raise AudioError(f"{where} holds NaN or infinite samples; write it anew or leave it out.", "NaN samples")
+    num_clipped = _num_clipped(samples, low, high) if max(-low, high) > CLIPPING_LEVEL else 0
     if samples.ndim == 2:
         samples = samples.mean(axis=1)  # (N, C) -> (N,)
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{where} holds NaN or infinite samples; write it anew or leave it out.", "NaN samples")
     if rate != sampling_rate:
         if not resample:
             raise AudioError(
@@ -130,7 +138,19 @@ def decode_audio(
         samples = soxr.resample(samples, rate, sampling_rate, quality="HQ")
         if not len(samples):
             raise AudioError(f"{where} has no sample left at {sampling_rate} Hz; leave it out.", "zero length")
-    return DecodedAudio(samples, sampling_rate, rate, channels)
+    return DecodedAudio(samples, sampling_rate, rate, channels, num_clipped)
+
+
+def _num_clipped(samples: np.ndarray, low: float, high: float) -> int:
+    """Samples of `(N,)` or `(N, C)` in runs of three or more at one of the peaks that is near full scale."""
+    flat = np.zeros(samples.shape, bool)
+    for peak in (low, high):
+        if abs(peak) > CLIPPING_LEVEL:
+            at_peak = samples == np.float32(peak)
+            middle = at_peak[:-2] & at_peak[1:-1] & at_peak[2:]
+            for start in range(3):
+                flat[start : start + len(middle)] |= middle
+    return int(flat.sum())
 
 
 def audio_duration(audio: str | os.PathLike | bytes | dict) -> float:
