@@ -1,12 +1,15 @@
-"""The character vocabulary of a CTC head, built from the training text."""
+"""Vocabularies of a CTC head: characters of the training text, or the byte pairs of Fun-ASR-Nano."""
 
+import base64
 import json
 import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
 
-from transformers import Wav2Vec2CTCTokenizer
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Wav2Vec2CTCTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 BLANK, UNKNOWN, SPACE = "<pad>", "<unk>", "|"
 
@@ -56,3 +59,50 @@ def build_ctc_tokenizer(
             word_delimiter_token=SPACE,
             do_lower_case=do_lower_case,
         )
+
+
+# as in FunASR's `SenseVoiceTokenizer`, which has it from GPT-2
+PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+
+
+def read_tiktoken(path: str | os.PathLike, *, vocab_size: int, blank: int) -> PreTrainedTokenizerFast:
+    """
+    The byte-pair vocabulary of Fun-ASR-Nano's CTC head.
+
+    Args:
+        path (`str`): A `.tiktoken` file: on each line a token in base64 and its rank, which is its id.
+        vocab_size (`int`): Outputs of the CTC head. Those beyond the file are special tokens, written as nothing.
+        blank (`int`): Id of the blank, beyond the file; becomes the pad token.
+    """
+    with open(path, encoding="ascii") as file:
+        ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in file if line.strip())}
+    if sorted(ranks.values()) != list(range(len(ranks))) or not len(ranks) <= blank < vocab_size:
+        raise ValueError(
+            f"{path} has {len(ranks)} tokens for `vocab_size` {vocab_size} and `blank` {blank}; ids must run from 0, "
+            "and the blank must lie beyond them."
+        )
+    letters = bytes_to_unicode()
+
+    def text(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    # a token comes of the two tokens whose merge has the lowest ranks: tiktoken merges by the rank of the result
+    merges = []
+    for token in sorted(ranks, key=ranks.get):
+        pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
+        pairs = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
+        merges += [(text(a), text(b)) for a, b in sorted(pairs, key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))]
+    vocabulary = {text(token): rank for token, rank in ranks.items()}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    names = ["<blank>" if index == blank else f"<special_{index}>" for index in range(len(ranks), vocab_size)]
+    tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<blank>", additional_special_tokens=[n for n in names if n != "<blank>"]
+    )

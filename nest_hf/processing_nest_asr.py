@@ -15,6 +15,7 @@ from transformers.processing_utils import ProcessorMixin, prepare_keyword_inputs
 from .configuration_nest_asr import NestAsrConfig, num_audio_tokens, num_encoder_frames
 from .feature_extraction_nest import NestFeatureExtractor
 
+AUDIO_TOKEN = "<|object_ref_start|>"
 # The request in the words that Fun-ASR-Nano was trained with. A message holds parts of the types `audio`, `text`
 # (context), `keywords`, `language` and `itn`, those of transformers' fun_asr_nano and one more.
 CHAT_TEMPLATE = """\
@@ -40,7 +41,7 @@ CHAT_TEMPLATE = """\
         {%- if 'language' in types %}{{ '成' + part(message, 'language') }}{% endif %}
         {%- if part(message, 'itn') == 'False' %}{{ '，不进行文本规整' }}{% endif %}
         {{- '：' }}
-        {%- for item in message.content if item.type == 'audio' %}{{ audio_token }}{% endfor %}
+        {%- for item in message.content if item.type == 'audio' %}<|object_ref_start|>{% endfor %}
     {%- endif %}
     {{- '<|im_end|>\\n' }}
 {%- endfor %}
@@ -82,7 +83,7 @@ class NestAsrProcessor(ProcessorMixin):
         tokenizer,
         ctc_tokenizer=None,
         chat_template=None,
-        audio_token="<|object_ref_start|>",
+        audio_token=AUDIO_TOKEN,
         end_token="<|im_end|>",
         subsampling_factor=8,
         num_stacked_frames=1,
@@ -99,7 +100,8 @@ class NestAsrProcessor(ProcessorMixin):
         self.subsampling_factor = subsampling_factor
         self.num_stacked_frames = num_stacked_frames
         self.audio_token_divisor = audio_token_divisor
-        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        default = CHAT_TEMPLATE.replace(AUDIO_TOKEN, audio_token)
+        super().__init__(feature_extractor, tokenizer, chat_template=chat_template or default)
         reserved = {audio_token, end_token, *tokenizer.all_special_tokens}
         self._reserved = re.compile("|".join(re.escape(token) for token in sorted(reserved)))
         self._prompt_cache = {}
@@ -373,7 +375,6 @@ class NestAsrProcessor(ProcessorMixin):
             chat_template=self.chat_template,
             tokenize=False,
             add_generation_prompt=True,
-            audio_token=self.audio_token,
         )
 
     def _ids_of_prompt(self, text: str) -> np.ndarray:
