@@ -50,3 +50,9 @@ def ctc_loss(logits: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor, bla
             zero_infinity=True,
         )
     return total, num_labels.sum(), impossible.sum()
+
+
+def per_token(total: torch.Tensor, count: torch.Tensor, global_count: torch.Tensor | int | None) -> torch.Tensor:
+    """A sum over the global count of tokens, or over its own; 0 where there are none."""
+    count = count if global_count is None else torch.as_tensor(global_count, device=total.device)
+    return total / count.clamp_min(1)

@@ -29,10 +29,11 @@ from transformers import (
     GenerationConfig,
 )
 
+from .asr_prompt import AUDIO_TOKEN
 from .configuration_nest_asr import NestAsrConfig
 from .ctc_tokenizer import read_tiktoken
 from .modeling_nest_asr import NestAsrForConditionalGeneration
-from .processing_nest_asr import AUDIO_TOKEN, NestAsrProcessor
+from .processing_nest_asr import NestAsrProcessor
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ def build_ctc_tokenizer(
     Args:
         texts (iterable of `str`): The training text, as it will be given to the tokenizer.
         min_count (`int`, *optional*, defaults to 1): Rarer characters become `<unk>`.
-        do_lower_case (`bool`, *optional*, defaults to `False`): Lowercase texts before counting and encoding.
+        do_lower_case (`bool`, *optional*, defaults to `False`):
+            Ignore case. As `Wav2Vec2CTCTokenizer` has it: uppercase inside, texts come back in lowercase.
 
     Returns:
         `Wav2Vec2CTCTokenizer`, whose pad token (id 0) is the blank. `|` in a text counts as a space.
@@ -41,7 +42,7 @@ def build_ctc_tokenizer(
     """
     counts = Counter()
     for text in texts:
-        counts.update(text.lower() if do_lower_case else text)
+        counts.update(text.upper() if do_lower_case else text)
     characters = sorted(c for c, count in counts.items() if count >= min_count and not c.isspace() and c != SPACE)
     if not characters:
         raise ValueError(f"`texts` has no character that occurs `min_count` = {min_count} times; pass training text.")

@@ -8,7 +8,6 @@ L text positions, H width of the language model, V outputs of the CTC head.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -16,58 +15,13 @@ from transformers import AutoModel, GenerationConfig
 from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .adaptor import NestAsrAdaptor, NestAsrCtcHead
-from .asr_losses import answer_loss, ctc_loss
+from .asr_losses import answer_loss, ctc_loss, per_token
+from .asr_outputs import NestAsrEncodedAudio, NestAsrOutput
 from .asr_parts import build_audio_tower, load_audio_tower, load_language_model
 from .configuration_nest_asr import NestAsrAdaptorConfig, NestAsrConfig, NestAsrCtcConfig, num_audio_tokens
-
-
-@dataclass
-class NestAsrEncodedAudio(ModelOutput):
-    """
-    Args:
-        last_hidden_state (`torch.FloatTensor` of shape `(B, T, D)`): Encoder frames.
-        mask (`torch.BoolTensor` of shape `(B, T)`): True at valid frames.
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-
-
-@dataclass
-class NestAsrOutput(ModelOutput):
-    """
-    Args:
-        loss (`torch.FloatTensor` of shape `()`): `lm_weight * lm_loss + ctc_weight * ctc_loss`.
-        lm_loss (`torch.FloatTensor` of shape `()`): Nats per answer token, the end token included; without gradient.
-        ctc_loss (`torch.FloatTensor` of shape `()`): Nats per CTC target token; without gradient.
-        lm_loss_sum, ctc_loss_sum (`torch.FloatTensor` of shape `()`): The sums behind them; without gradient.
-        num_lm_tokens, num_ctc_tokens (`torch.LongTensor` of shape `()`): Target tokens of this batch.
-        num_ctc_impossible (`torch.LongTensor` of shape `()`):
-            Recordings whose CTC target is longer than their frames allow; they add nothing to `ctc_loss_sum`.
-        logits (`torch.FloatTensor` of shape `(B, L, vocabulary)`): None with `labels`, unless `output_logits=True`.
-        ctc_logits (`torch.FloatTensor` of shape `(B, T, V)`): Where the CTC head ran; padded frames are blanks.
-        encoder_mask (`torch.BoolTensor` of shape `(B, T)`): True at valid encoder frames.
-        past_key_values, hidden_states, attentions: Those of the language model.
-    """
-
-    loss: torch.FloatTensor | None = None
-    lm_loss: torch.FloatTensor | None = None
-    ctc_loss: torch.FloatTensor | None = None
-    lm_loss_sum: torch.FloatTensor | None = None
-    ctc_loss_sum: torch.FloatTensor | None = None
-    num_lm_tokens: torch.LongTensor | None = None
-    num_ctc_tokens: torch.LongTensor | None = None
-    num_ctc_impossible: torch.LongTensor | None = None
-    logits: torch.FloatTensor | None = None
-    ctc_logits: torch.FloatTensor | None = None
-    encoder_mask: torch.BoolTensor | None = None
-    past_key_values: object | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class NestAsrPreTrainedModel(PreTrainedModel):
@@ -477,12 +431,6 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
 def text_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     """`(B, L)` mask -> position of each token among the tokens of its row; padding gets 0."""
     return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
-
-
-def per_token(total: torch.Tensor, count: torch.Tensor, global_count: torch.Tensor | int | None) -> torch.Tensor:
-    """A sum over the global count of tokens, or over its own; 0 where there are none."""
-    count = count if global_count is None else torch.as_tensor(global_count, device=total.device)
-    return total / count.clamp_min(1)
 
 
 def _fields(config) -> dict:

@@ -1,4 +1,4 @@
-"""`NestAsrProcessor`: one prompt template, audio placeholders and labels, the same in training and inference."""
+"""`NestAsrProcessor`: audio and text -> features, prompts with placeholders, and labels."""
 
 import os
 import re
@@ -7,47 +7,12 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BatchFeature
-from transformers.audio_utils import prepare_language_inputs
-from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
-from transformers.models.fun_asr_nano.processing_fun_asr_nano import LANGUAGE_CODE_TO_NAME
-from transformers.processing_utils import ProcessorMixin, prepare_keyword_inputs, prepare_prompt_input
+from transformers.processing_utils import ProcessorMixin
 
+from .asr_audio import is_single, min_samples, num_feature_frames, read_waves, resampled_length
+from .asr_prompt import AUDIO_TOKEN, CHAT_TEMPLATE, transcription_requests
 from .configuration_nest_asr import NestAsrConfig, num_audio_tokens, num_encoder_frames
-from .feature_extraction_nest import NestFeatureExtractor
 
-AUDIO_TOKEN = "<|object_ref_start|>"
-# The request in the words that Fun-ASR-Nano was trained with. A message holds parts of the types `audio`, `text`
-# (context), `keywords`, `language` and `itn`, those of transformers' fun_asr_nano and one more.
-CHAT_TEMPLATE = """\
-{%- macro part(message, type) %}
-    {%- for item in message.content if item.type == type %}{{ item[type] }}{% endfor %}
-{%- endmacro %}
-{%- if messages[0].role != 'system' %}{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}{% endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' }}
-    {%- if message.content is string %}
-        {{- message.content }}
-    {%- else %}
-        {%- set types = message.content | map(attribute='type') | list %}
-        {%- if 'text' in types or 'keywords' in types %}
-            {{- '请结合上下文信息，更加准确地完成语音转写任务。如果没有相关信息，我们会留空。\\n\\n\\n' }}
-            {{- '**上下文信息：**\\n\\n\\n' }}
-            {%- if 'text' in types %}{{ part(message, 'text') + '\\n' }}{% endif %}
-            {%- for item in message.content if item.type == 'keywords' %}
-                {{- '热词列表：[' + item.keywords | join(', ') + ']\\n' }}
-            {%- endfor %}
-        {%- endif %}
-        {{- '语音转写' }}
-        {%- if 'language' in types %}{{ '成' + part(message, 'language') }}{% endif %}
-        {%- if part(message, 'itn') == 'False' %}{{ '，不进行文本规整' }}{% endif %}
-        {{- '：' }}
-        {%- for item in message.content if item.type == 'audio' %}<|object_ref_start|>{% endfor %}
-    {%- endif %}
-    {{- '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-
-MIN_DURATION_S = 0.1  # shorter audio is completed with silence, so that every front end gives frames
 MAX_CACHED_PROMPTS = 4096
 HUB_ARGUMENTS = ("cache_dir", "local_files_only", "revision", "token")
 
@@ -198,7 +163,7 @@ class NestAsrProcessor(ProcessorMixin):
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` is {return_tensors!r}; the processor makes torch tensors, 'pt'.")
         # 1. audio -> features
-        waves = self._waves(audio, sampling_rate)
+        waves = read_waves(audio, sampling_rate, self.sampling_rate)
         features = self.feature_extractor(waves, sampling_rate=self.sampling_rate, return_tensors="pt")
         mask = features["input_features_mask" if "input_features_mask" in features else "attention_mask"]
 
@@ -257,8 +222,8 @@ class NestAsrProcessor(ProcessorMixin):
         """
         if tokenize:
             return self(audio=audio, language=language, prompt=prompt, keywords=keywords, itn=itn, **kwargs)
-        batch_size = 1 if _is_single(audio) else len(audio)
-        return [self._render(*request) for request in _requests(batch_size, language, prompt, keywords, itn)]
+        requests = transcription_requests(1 if is_single(audio) else len(audio), language, prompt, keywords, itn)
+        return [self._render(*request) for request in requests]
 
     def num_tokens(
         self,
@@ -283,10 +248,8 @@ class NestAsrProcessor(ProcessorMixin):
             `np.ndarray` of shape `(B,)`, int64.
         """
         num_samples = np.asarray(num_samples, dtype=np.int64)
-        rate = sampling_rate or self.sampling_rate
-        if rate != self.sampling_rate:
-            num_samples = _resampled_length(num_samples, rate, self.sampling_rate)
-        num_samples = np.maximum(num_samples, round(MIN_DURATION_S * self.sampling_rate))
+        num_samples = resampled_length(num_samples, sampling_rate or self.sampling_rate, self.sampling_rate)
+        num_samples = np.maximum(num_samples, min_samples(self.sampling_rate))
         prompts = self._prompts(len(num_samples), language, prompt, keywords, itn)
         total = np.array([len(ids) - 1 for ids in prompts]) + self._num_audio_tokens(self.num_frames(num_samples))
         if transcripts is not None:
@@ -295,54 +258,22 @@ class NestAsrProcessor(ProcessorMixin):
 
     def num_frames(self, num_samples):
         """Valid frames of `input_features` of `num_samples` samples at the audio tower's rate (integer or array)."""
-        extractor = self.feature_extractor
-        if isinstance(extractor, FunAsrNanoFeatureExtractor):
-            window, hop = (
-                ms * extractor.sampling_rate // 1000 for ms in (extractor.frame_length, extractor.frame_shift)
-            )
-            num_fbank_frames = 1 + (num_samples - window) // hop
-            return (num_fbank_frames + extractor.stride_lfr - 1) // extractor.stride_lfr
-        if isinstance(extractor, NestFeatureExtractor):
-            return extractor.num_frames(num_samples)
-        return num_samples // extractor.hop_length
+        return num_feature_frames(self.feature_extractor, num_samples)
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the default prompt, with one placeholder."""
         return self._prompts(1, None, None, None, True)[0].tolist()
 
     def decode_answers(self, sequences: torch.Tensor) -> list[str]:
-        """Texts of `generate`'s result `(B, L)`, with the prompts or, as with `inputs_embeds` alone, without."""
+        """Texts of `generate`'s result `(B, L)`: what follows this processor's prompt, or all where there is none."""
         sequences = np.asarray(torch.as_tensor(sequences).cpu())
         ids = self.prompt_ids()
-        tail = len(ids) - ids.index(self.audio_token_id)  # the last placeholder and what follows it in a prompt
+        tail = len(ids) - 1 - ids.index(self.audio_token_id)  # tokens of a prompt after its placeholders
         is_audio = sequences == self.audio_token_id
-        last = sequences.shape[1] - 1 - is_audio[:, ::-1].argmax(1)
-        starts = np.where(is_audio.any(1), last + tail, 0)
+        after = np.logical_or.accumulate(is_audio, axis=1) & ~is_audio
+        starts = np.where(is_audio.any(1), after.argmax(1) + tail, 0)
         answers = [row[start:] for row, start in zip(sequences, starts, strict=True)]
         return [text.strip() for text in self.tokenizer.batch_decode(answers, skip_special_tokens=True)]
-
-    def _waves(self, audio, sampling_rate: int | None) -> list[np.ndarray]:
-        waves = []
-        for index, item in enumerate([audio] if _is_single(audio) else audio):
-            rate = sampling_rate or self.sampling_rate
-            if isinstance(item, (str, os.PathLike)):
-                import soundfile
-
-                item, rate = soundfile.read(item, dtype="float32", always_2d=True)
-                item = item.mean(1)
-            wave = np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item, dtype=np.float32)
-            if wave.ndim != 1 or not len(wave):
-                raise ValueError(
-                    f"recording {index} of `audio` has shape {wave.shape}; pass mono waveforms (samples,), not "
-                    "empty. Average the channels of stereo audio first."
-                )
-            if rate != self.sampling_rate:
-                wave = resample(wave, rate, self.sampling_rate)
-            missing = round(MIN_DURATION_S * self.sampling_rate) - len(wave)
-            waves.append(np.pad(wave, (0, missing)) if missing > 0 else wave)
-        if not waves:
-            raise ValueError("`audio` is empty; pass at least one recording.")
-        return waves
 
     def _num_audio_tokens(self, num_frames):
         num_frames = num_encoder_frames(num_frames, self.subsampling_factor)
@@ -351,7 +282,7 @@ class NestAsrProcessor(ProcessorMixin):
     def _prompts(self, batch_size, language, prompt, keywords, itn) -> list[np.ndarray]:
         """Token ids of each prompt, with one placeholder; equal requests are made once."""
         prompts = []
-        for request in _requests(batch_size, language, prompt, keywords, itn):
+        for request in transcription_requests(batch_size, language, prompt, keywords, itn):
             if request not in self._prompt_cache:
                 if len(self._prompt_cache) >= MAX_CACHED_PROMPTS:
                     self._prompt_cache.clear()
@@ -397,40 +328,10 @@ class NestAsrProcessor(ProcessorMixin):
         return texts
 
 
-def resample(wave: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:
-    """`(N,)` at `sampling_rate` -> `(ceil(N * target_rate / sampling_rate),)`, by soxr."""
-    import soxr
-
-    resampled = soxr.resample(wave, sampling_rate, target_rate)
-    length = int(_resampled_length(len(wave), sampling_rate, target_rate))
-    return np.pad(resampled, (0, max(0, length - len(resampled))))[:length]
-
-
-def _resampled_length(num_samples, sampling_rate: int, target_rate: int):
-    """Samples after resampling, rounded up in whole numbers: the same for every caller."""
-    return (num_samples * target_rate + sampling_rate - 1) // sampling_rate
-
-
-def _requests(batch_size: int, language, prompt, keywords, itn) -> list[tuple]:
-    """(language, prompt, keywords, itn) of each recording, from one for all or a list."""
-    languages = prepare_language_inputs(language, batch_size, LANGUAGE_CODE_TO_NAME, return_code=False)
-    prompts = prepare_prompt_input(prompt, batch_size, input_name="prompt")
-    keyword_lists = [tuple(words or ()) for words in prepare_keyword_inputs(keywords, batch_size)]
-    itns = [itn] * batch_size if isinstance(itn, bool) else list(itn)
-    if len(itns) != batch_size:
-        raise ValueError(f"`itn` has {len(itns)} values for {batch_size} recordings; pass one, or one for each.")
-    return list(zip(languages, prompts, keyword_lists, itns, strict=True))
-
-
-def _is_single(audio) -> bool:
-    """Whether `audio` is one recording: a path, an array, or a list of numbers."""
-    return not isinstance(audio, (list, tuple)) or (len(audio) > 0 and isinstance(audio[0], (float, int)))
-
-
 def _pad(rows: list[np.ndarray], value: int, side: str) -> torch.Tensor:
     """Rows of integers -> `(B, longest)`."""
     rows = [torch.from_numpy(np.asarray(row, dtype=np.int64)) for row in rows]
     return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
 
 
-__all__ = ["CHAT_TEMPLATE", "NestAsrProcessor"]
+__all__ = ["NestAsrProcessor"]

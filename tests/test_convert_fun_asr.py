@@ -18,9 +18,10 @@ from transformers import (
     FunAsrNanoProcessor,
 )
 
+from nest_hf.asr_prompt import CHAT_TEMPLATE
 from nest_hf.convert_fun_asr import from_fun_asr, key_table, our_name
 from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration, text_positions
-from nest_hf.processing_nest_asr import CHAT_TEMPLATE, NestAsrProcessor
+from nest_hf.processing_nest_asr import NestAsrProcessor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "fun_asr"
 PADDED = {"processor_kwargs": {"text_kwargs": {"padding": True, "padding_side": "left"}}}

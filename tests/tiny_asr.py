@@ -13,10 +13,11 @@ from transformers import (
 )
 
 from nest_hf import NestConfig, NestFeatureExtractor
+from nest_hf.asr_prompt import CHAT_TEMPLATE
 from nest_hf.configuration_nest_asr import NestAsrConfig
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration
-from nest_hf.processing_nest_asr import CHAT_TEMPLATE, NestAsrProcessor
+from nest_hf.processing_nest_asr import NestAsrProcessor
 
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>")
 TOWERS = ("nest", "parakeet_encoder", "fun_asr_nano_encoder")
