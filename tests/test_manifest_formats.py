@@ -12,7 +12,7 @@ import soundfile
 from nest_hf.data.funasr import num_fbank_frames
 from nest_hf.data.manifests import Origin, manifest_rows
 from nest_hf.data.sources import load_speech_dataset
-from nest_hf.data.tables import manifest_table, rows_to_table
+from nest_hf.data.tables import manifest_block, manifest_table, rows_to_table
 from nest_hf.data.writers import whole_file, write_chatml_manifest, write_nemo_manifest
 
 NUM_FILES = 4
@@ -240,6 +240,17 @@ def test_a_table_of_blocks_equals_one_of_lines(folder, monkeypatch, block_bytes)
         fast, slow = manifest_table([path], origin), rows_to_table(manifest_rows(path, origin))
         assert sorted(fast.column_names) == sorted(slow.column_names)
         assert fast.select(slow.column_names).to_pylist() == slow.to_pylist()
+
+
+@pytest.mark.parametrize("odd", [[], [""], [chatml("x.wav", "x")], [{"audio_filepath": "y", "snr": 3}]])
+def test_ranges_of_a_manifest_share_its_lines_wherever_they_are_cut(folder, odd):
+    lines = [{**ORDINARY, "audio_filepath": f"{i}.wav", "text": "今天" * i} for i in range(3)]
+    path, origin = write(folder / "m.json", lines[:2] + odd + lines[2:]), Origin("m", domain="call")
+    whole = manifest_table([path], origin)
+    size = os.path.getsize(path)
+    for cut in range(size + 1):
+        parts = [manifest_block(path, *ends, origin, schema=whole.schema) for ends in ((0, cut), (cut, size))]
+        assert [row for part in parts for row in part.to_pylist()] == whole.to_pylist()
 
 
 def test_ordinary_lines_are_not_read_one_by_one(folder, monkeypatch):

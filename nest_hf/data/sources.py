@@ -20,12 +20,13 @@ from .kaldi import kaldi_table
 from .manifests import SCHEMA, Origin, folder_rows, manifest_rows
 from .names import Source, find_sources
 from .report import NUM_EXAMPLES, LoadReport
-from .tables import manifest_table, rows_to_table
+from .tables import manifest_block, manifest_table, rows_to_table
 
 logger = logging.getLogger(__name__)
 
 # A streamed manifest is cut into this many byte ranges, to be dealt to processes and workers (2^5 x 3 divides well).
 NUM_SHARDS = 96
+RANGE_BYTES = 1 << 18  # about a thousand lines
 
 
 def load_speech_dataset(
@@ -134,7 +135,7 @@ def load_with_report(
     if streaming:
         dataset = _interleaved(sources, parts, mix_weights, seed)
         limits = {"low": low, "high": high}
-        return dataset.filter(_is_within, input_columns=["duration"], fn_kwargs=limits), report
+        return dataset.filter(_are_within, input_columns=["duration"], batched=True, fn_kwargs=limits), report
 
     dataset = datasets.concatenate_datasets(parts)
     _refuse_duplicate_ids(dataset)
@@ -206,34 +207,34 @@ def _stream(source: Source) -> datasets.IterableDataset:
         for path in source.paths:
             edges = np.linspace(0, os.path.getsize(path), NUM_SHARDS + 1).astype(int).tolist()
             shards += [(path, start, end) for start, end in zip(edges, edges[1:], strict=False)]
-        extra_types = {key: features[key].dtype for key in features if key not in SCHEMA}
-        arguments = {"shards": shards, "extra_types": extra_types, "origin": origin}
-        return datasets.IterableDataset.from_generator(_stream_manifest, features=features, gen_kwargs=arguments)
+        ranges = datasets.IterableDataset.from_generator(_line_ranges, gen_kwargs={"shards": shards})
+        arguments = {"origin": origin, "schema": head.schema}
+        options = {"remove_columns": ["path", "start", "end"], "batch_size": 1}
+        return _mapped(ranges, _read_ranges, arguments, features=features, **options)
     if source.kind in ("folder", "kaldi", "saved"):
         dataset = _load(source)
         return dataset.to_iterable_dataset(num_shards=min(NUM_SHARDS, len(dataset)))
 
     dataset = undecoded(_open_source(source, streaming=True), source=source.name)
     extras = extra_columns(dataset)
-    return (
-        dataset.with_format("arrow")
-        .map(
-            to_schema,
-            batched=True,
-            batch_size=100,
-            fn_kwargs={"extras": extras, "origin": origin},
-            features=Features({**SCHEMA, **{key: dataset.features[key] for key in extras}}),
-        )
-        .with_format(None)
-    )
+    features = Features({**SCHEMA, **{key: dataset.features[key] for key in extras}})
+    return _mapped(dataset, to_schema, {"extras": extras, "origin": origin}, features=features, batch_size=100)
 
 
-def _stream_manifest(
-    shards: list[tuple[str, int, int]], extra_types: dict[str, str], origin: Origin
-) -> Iterator[dict]:
-    for path, start, end in shards:
-        for row in manifest_rows(path, origin, start=start, end=end, extra_types=extra_types):
-            yield {key: row.get(key) for key in (*SCHEMA, *extra_types)}
+def _mapped(stream: datasets.IterableDataset, function, arguments: dict, **options) -> datasets.IterableDataset:
+    """A function from table to table over a stream; Arrow gives rows several times as fast as encoding them does."""
+    return stream.with_format("arrow").map(function, batched=True, fn_kwargs=arguments, **options).with_format(None)
+
+
+def _line_ranges(shards: list[tuple[str, int, int]]) -> Iterator[dict]:
+    """Byte ranges of manifests, small enough for their rows to be in memory together."""
+    for path, first, last in shards:
+        for start in range(first, last, RANGE_BYTES):
+            yield {"path": path, "start": start, "end": min(start + RANGE_BYTES, last)}
+
+
+def _read_ranges(ranges: pa.Table, origin: Origin, schema: pa.Schema) -> pa.Table:
+    return pa.concat_tables(manifest_block(**one, origin=origin, schema=schema) for one in ranges.to_pylist())
 
 
 def _open_source(source: Source, *, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
@@ -339,5 +340,5 @@ def _header_durations(
             yield from block
 
 
-def _is_within(duration: float | None, low: float, high: float) -> bool:
-    return duration is None or low <= duration <= high
+def _are_within(durations: list[float | None], low: float, high: float) -> list[bool]:
+    return [duration is None or low <= duration <= high for duration in durations]

@@ -8,6 +8,7 @@ from itertools import islice
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json
+from datasets import Features
 
 from .manifests import JSON_TYPES, PATH_KEYS, RESERVED, SCHEMA, Origin, made_id, manifest_rows
 
@@ -54,14 +55,40 @@ def _from_rows(rows: list[dict]) -> Columns:
     return columns
 
 
+def manifest_block(path: str, start: int, end: int, origin: Origin, *, schema: pa.Schema) -> pa.Table:
+    """The rows of the lines that begin in the bytes `start` to `end`, with the columns of `schema` and no others."""
+    with open(path, "rb") as file:
+        if start:
+            file.seek(start - 1)
+            file.readline()  # the line that the range before ends with
+        block = file.read(max(0, end - file.tell()))
+        if block and not block.endswith(b"\n"):
+            block += file.readline()
+    columns = _from_block(block, _folder_of(path), origin) if block else None
+    numbers = {pa.int64(): [pa.int64()], pa.float64(): [pa.int64(), pa.float64()]}
+    if columns is None or any(
+        values.type not in (schema.field(key).type, pa.null(), *numbers.get(schema.field(key).type, ()))
+        for key, values in columns.items()
+        if key in schema.names
+    ):
+        extra_types = Features.from_arrow_schema(schema)
+        types = {key: extra_types[key].dtype for key in schema.names if key not in SCHEMA}
+        columns = _from_rows(list(manifest_rows(path, origin, start=start, end=end, extra_types=types)))
+    nothing = pa.nulls(len(columns["id"]))
+    return pa.table([columns.get(name, nothing).cast(schema.field(name).type) for name in schema.names], schema=schema)
+
+
+def _folder_of(path: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(path)), "")
+
+
 def _blocks(path: str, origin: Origin) -> Iterator[Columns]:
-    folder = os.path.join(os.path.dirname(os.path.abspath(path)), "")
     start = 0
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             block += file.readline()
             end = start + len(block)
-            columns = _from_block(block, folder, origin)
+            columns = _from_block(block, _folder_of(path), origin)
             if columns is not None:
                 yield columns
             elif rows := list(manifest_rows(path, origin, start=start, end=end)):
