@@ -285,9 +285,9 @@ def test_padding_is_below_5_percent_where_random_batches_have_a_third():
         ({"budget": 5.0, "mix_weights": [1]}, "`mix_weights` has no effect with `mix` 'all'"),
         ({"budget": 5.0, "num_replicas": 4}, "3 recordings are too few for 4 processes"),
         ({"budget": 5.0, "lengths": [1.0, math.nan]}, "1 of 2 rows have no length"),
-        ({"budget": 5.0, "join_to": 4.0}, "raise the budget to 10.0"),
-        ({"budget": 50.0, "join_to": 4.0, "max_length": 9.0}, "an example may have 9.0 seconds"),
-        ({"batch_size": 2, "max_length": 0.5, "unit": "mel_frames"}, "fits into a batch of 0.5 mel_frames"),
+        ({"budget": 5.0, "join_to": 4.0}, "raise the limit to 10.0"),
+        ({"budget": 50.0, "join_to": 4.0, "max_length": 9.0}, "`max_length` 9.0, but"),
+        ({"batch_size": 2, "max_length": 0.5, "unit": "mel_frames"}, "no recording fits `max_length` 0.5; raise it"),
         ({"budget": 5.0, "sources": ["a", "b", "b"], "mix": "random", "mix_weights": [1, 2]}, "must be a mapping"),
         (
             {"budget": 5.0, "sources": ["a", "b", "b"], "mix": "random", "mix_weights": {"a": 1}},

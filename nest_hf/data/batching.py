@@ -90,10 +90,11 @@ class TokenBudgetBatchSampler(Sampler):
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; it must be 1 or more.")
         limit = min(limit for limit in (budget, max_length, np.inf) if limit is not None)
+        limit_name = "the batch budget" if limit == budget else "`max_length`"
         if join_to is not None and 2.5 * join_to > limit:
             raise ValueError(
-                f"`join_to` is {join_to} and an example may have {limit} {unit}, but a joined one may reach 2.5 times "
-                f"`join_to`; raise the budget to {2.5 * join_to}, `max_length` too, or join less."
+                f"`join_to` is {join_to} and {limit_name} {limit}, but a joined example may reach 2.5 times "
+                f"`join_to`; raise the limit to {2.5 * join_to}, or join less."
             )
         if mix_weights is not None and mix != "random":
             raise ValueError(f"`mix_weights` has no effect with `mix` {mix!r}; choose `random`, or leave it out.")
@@ -114,11 +115,14 @@ class TokenBudgetBatchSampler(Sampler):
             logger.warning(
                 "%d of %d recordings are longer than %s %s (%s) and are left out: %s%s",
                 len(too_long), len(self.lengths), limit, unit,
-                "the batch budget" if limit == budget else "`max_length`",
+                limit_name,
                 ", ".join(names), ", ..." if len(too_long) > 5 else "",
             )  # fmt: skip
         if not len(usable):
-            raise ValueError(f"no recording fits into a batch of {limit} {unit}; raise the limit.")
+            where = (
+                f"into a batch of {limit}; raise the budget" if limit == budget else f"`max_length` {limit}; raise it"
+            )
+            raise ValueError(f"no recording fits {where}.")
         sources = np.zeros(len(self.lengths), int) if sources is None else np.asarray(sources)
         names = np.unique(sources)
         self.rows_by_source = [usable[sources[usable] == name] for name in names]

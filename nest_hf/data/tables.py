@@ -65,17 +65,17 @@ def manifest_block(path: str, start: int, end: int, origin: Origin, *, schema: p
         if block and not block.endswith(b"\n"):
             block += file.readline()
     columns = _from_block(block, _folder_of(path), origin) if block else None
-    numbers = {pa.int64(): [pa.int64()], pa.float64(): [pa.int64(), pa.float64()]}
-    if columns is None or any(
-        values.type not in (schema.field(key).type, pa.null(), *numbers.get(schema.field(key).type, ()))
-        for key, values in columns.items()
-        if key in schema.names
-    ):
-        extra_types = Features.from_arrow_schema(schema)
-        types = {key: extra_types[key].dtype for key in schema.names if key not in SCHEMA}
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    if columns is None or not all(_fits(columns[key].type, kinds[key]) for key in columns.keys() & kinds):
+        features = Features.from_arrow_schema(schema)
+        types = {key: features[key].dtype for key in schema.names if key not in SCHEMA}
         columns = _from_rows(list(manifest_rows(path, origin, start=start, end=end, extra_types=types)))
     nothing = pa.nulls(len(columns["id"]))
-    return pa.table([columns.get(name, nothing).cast(schema.field(name).type) for name in schema.names], schema=schema)
+    return pa.table({key: columns.get(key, nothing).cast(kind) for key, kind in kinds.items()}, schema=schema)
+
+
+def _fits(kind: pa.DataType, due: pa.DataType) -> bool:
+    return kind in (due, pa.null()) or (kind == pa.int64() and due == pa.float64())
 
 
 def _folder_of(path: str) -> str:
