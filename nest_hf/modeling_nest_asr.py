@@ -152,6 +152,8 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # post_init adds what a tower alone may ignore, `ctc_head` among it
+        self._keys_to_ignore_on_load_unexpected = self._keys_to_ignore_on_load_missing = None
 
     @torch.no_grad()
     def _init_weights(self, module):
