@@ -36,6 +36,12 @@ def test_marks_are_a_list_and_text_may_not_be_needed():
         filter_annotation_errors(dataset, marks=[""])
 
 
+def test_a_row_counts_once_for_its_first_reason():
+    rows = [{"id": key, "text": text, "duration": 1.0} for key, text in (("a", "XY"), ("b", "Y"), ("c", "z"))]
+    _, report = filter_annotation_errors(datasets.Dataset.from_list(rows), marks=["X", "Y"])
+    assert report.dropped == {"marked X": 1, "marked Y": 1} and report.examples["marked Y"] == ["b"]
+
+
 def test_rows_selected_before_stay_selected():
     dataset = datasets.Dataset.from_list(ROWS).select([7, 1, 0])
     kept, report = filter_annotation_errors(dataset)
