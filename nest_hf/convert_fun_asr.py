@@ -101,7 +101,7 @@ def from_fun_asr(
     config.prompt_ids = processor.prompt_ids()
     processor.check(config)
 
-    model = NestAsrForConditionalGeneration(config).to(dtype).eval()
+    model = NestAsrForConditionalGeneration._from_config(config, dtype=dtype).eval()
     _load(model, tensors, source)
     model.generation_config = GenerationConfig(
         do_sample=False, eos_token_id=processor.end_token_ids, pad_token_id=processor.tokenizer.pad_token_id
