@@ -96,14 +96,14 @@ class HotwordFilter:
         lengths: torch.Tensor | None = None,
         *,
         max_hotwords: int = 20,
-        threshold: float = -2.0,
+        threshold: float = -1.5,
     ) -> list[list[FoundHotword]]:
         """
         Args:
             log_probs (`torch.FloatTensor` of shape `(B, T, V)`): Log-probabilities of the CTC head.
             lengths (`torch.LongTensor` of shape `(B,)`, *optional*): Valid frames; all by default.
             max_hotwords (`int`, *optional*, defaults to 20): Most hotwords per utterance.
-            threshold (`float`, *optional*, defaults to -2.0):
+            threshold (`float`, *optional*, defaults to -1.5):
                 Lowest score (nats per token) that is kept; lower finds more hotwords that the CTC head has misheard,
                 and more that were not said.
 

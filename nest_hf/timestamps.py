@@ -112,7 +112,10 @@ def align_tokens(
     log_probs: torch.Tensor, lengths: torch.Tensor | None, token_ids: Sequence[Sequence[int]], *, blank_id: int
 ) -> list[tuple[np.ndarray, np.ndarray, list[float | None]] | None]:
     """
-    The frames of every token on the best path through it (Viterbi, `torchaudio.functional.forced_align`).
+    The frames of every token on the best path through all of them (Viterbi).
+
+    torchaudio 2.11's `forced_align` does the same for one utterance, but misses the best path where a token has low
+    posteriors everywhere, as one that the CTC head did not hear.
 
     Args:
         log_probs, lengths, blank_id: See [`character_timestamps`].
@@ -141,32 +144,72 @@ def align_tokens(
     emissions = log_probs.gather(2, picked).float()  # (B, T, 1 + U)
     wildcard = path.log_probs + WILDCARD_ON_BLANK * (path.ids == blank_id)
     emissions = torch.where((columns == WILDCARD)[:, None], wildcard[..., None].float(), emissions)
-    emissions = emissions.clamp_min(LOWEST).cpu()
+    emissions = emissions.clamp_min(LOWEST).cpu().numpy()
 
+    lengths = path.lengths.cpu().numpy()
+    states, possible = _viterbi(emissions, lengths, [labels + 1 for _, labels in classes])
     spans = []
-    for emission, length, row, (_, labels) in zip(emissions, path.lengths.tolist(), tokens, classes, strict=True):
-        if not len(row):
-            spans.append((np.zeros(0, int), np.zeros(0, int), []))
-        elif len(row) + (row[1:] == row[:-1]).sum() > length:
+    for emission, length, row, (_, labels), along, fits in zip(
+        emissions, lengths, tokens, classes, states, possible, strict=True
+    ):
+        if not fits:
             spans.append(None)
-        else:
-            first, last, scores = _viterbi(emission[:length], labels + 1)
-            known = row != WILDCARD
-            spans.append((first, last, [s if k else None for s, k in zip(scores.tolist(), known, strict=True)]))
+            continue
+        along = along[:length]  # never falls, and the odd states are the tokens
+        first = np.searchsorted(along, 2 * np.arange(len(row)) + 1, side="left")
+        last = np.searchsorted(along, 2 * np.arange(len(row)) + 1, side="right") - 1
+        column = np.where(along % 2, np.append(labels + 1, 0)[along // 2], 0)
+        sums = np.append(0.0, np.exp(emission[np.arange(length), column], dtype=np.float64).cumsum())
+        scores = ((sums[last + 1] - sums[first]) / (last - first + 1)).tolist()
+        spans.append((first, last, [None if t == WILDCARD else score for t, score in zip(row, scores, strict=True)]))
     return spans
 
 
-def _viterbi(emission: torch.Tensor, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`emission` (T, 1 + U) with the blank in column 0, `labels` (L,) -> first frame, last frame, score by token."""
-    from torchaudio.functional import forced_align  # an extra: only timestamps need it
+def _viterbi(emissions: np.ndarray, lengths: np.ndarray, labels: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The best CTC path through the labels of every utterance, all of them together, one pass over the frames.
 
-    targets = torch.from_numpy(labels)[None]
-    path, values = (x[0].numpy() for x in forced_align(emission[None].contiguous(), targets, blank=0))
-    changed = np.diff(path) != 0
-    first = np.flatnonzero(np.append(True, changed) & (path != 0))
-    last = np.flatnonzero(np.append(changed, True) & (path != 0))
-    sums = np.append(0.0, np.exp(values.astype(np.float64)).cumsum())
-    return first, last, (sums[last + 1] - sums[first]) / (last - first + 1)
+    Args:
+        emissions (`np.ndarray` of shape `(B, T, 1 + U)`): Log-probabilities; column 0 is the blank.
+        lengths (`np.ndarray` of shape `(B,)`): Valid frames.
+        labels (`list[np.ndarray]`): Columns of the L tokens of each utterance.
+
+    Returns:
+        `(B, T)` states from 0 to 2 L: the odd ones are tokens, the even ones the blanks around them; and `(B,)` bool,
+        whether there are frames enough for a path.
+    """
+    batch, num_frames, _ = emissions.shape
+    counts = np.array([len(row) for row in labels], dtype=np.int64)
+    columns = np.zeros((batch, 2 * int(counts.max(initial=0)) + 1), dtype=np.int64)
+    for row, label in zip(columns, labels, strict=True):
+        row[1 : 2 * len(label) : 2] = label
+    # Two steps go from a token to the next without a blank, unless it is the same, and from the start to the first.
+    skip = np.full(columns.shape, -np.inf, dtype=np.float32)
+    skip[:, 1:2] = 0.0
+    skip[:, 3::2][columns[:, 3::2] != columns[:, 1:-2:2]] = 0.0
+
+    # In front of the states lie two more: one that nothing reaches, and the start, which is left at the first frame.
+    score = np.full((batch, columns.shape[1] + 2), -np.inf, dtype=np.float32)
+    score[:, 1] = 0.0
+    final = np.full((batch, columns.shape[1]), -np.inf, dtype=np.float32)
+    steps = np.zeros((num_frames, *columns.shape), dtype=np.int8)  # how many states the path moved on
+    for frame in range(num_frames):
+        stay, one, two = score[:, 2:], score[:, 1:-1], score[:, :-2] + skip
+        best = np.maximum(stay, one)
+        steps[frame] = np.where(two > best, 2, one > stay)
+        score[:, 2:] = np.maximum(best, two) + np.take_along_axis(emissions[:, frame], columns, axis=1)
+        score[:, 1] = -np.inf
+        final[lengths == frame + 1] = score[lengths == frame + 1, 2:]
+
+    rows = np.arange(batch)
+    state, before = 2 * counts, np.maximum(2 * counts - 1, 0)  # a path ends in the last blank or the last token
+    state = np.where(final[rows, before] > final[rows, state], before, state)
+    possible = (final[rows, state] > -np.inf) | (counts == 0)
+    states = np.zeros((batch, num_frames), dtype=np.int64)
+    for frame in reversed(range(num_frames)):
+        states[:, frame] = state
+        state = np.where(frame < lengths, state - steps[frame, rows, state], state).clip(0)
+    return states, possible
 
 
 def tokens_with_offsets(text: str, tokenizer) -> list[tuple[int, int, int]]:

@@ -112,12 +112,13 @@ def test_repetitions_by_definition():
 
 
 def test_blank_statistics_count_valid_frames_only():
-    log_probs = spikes(spike_path([3, 4], [1, 5], 20), 6, peak=0.9)[None].repeat(3, 1, 1)
+    log_probs = spikes(spike_path([3, 4], [1, 5], 20), 6, peak=0.9)[None].repeat(4, 1, 1)
     log_probs[0, 10:] = float("nan")
-    first, second, third = blank_statistics(log_probs, torch.tensor([10, 20, 0]), blank_id=0)
+    first, second, third, fourth = blank_statistics(log_probs, torch.tensor([10, 20, 0, 10]), blank_id=0)
     assert (first.share, second.share) == (0.8, 0.9)
     assert second.mean == pytest.approx(log_probs[1, :, 0].exp().mean().item(), abs=1e-4)
     assert (third.share, third.mean) == (1.0, 1.0)
+    assert fourth == first  # whatever the padding holds
     assert blank_statistics(torch.zeros(0, 3, 2), blank_id=0) == []
 
 

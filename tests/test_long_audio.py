@@ -133,6 +133,28 @@ def test_errors_at_the_edge_of_a_window_do_not_survive():
     assert text_of(join_timed_texts([left, right], [0.0, 4.0], [4.6])) == "今天天气很好吗"
 
 
+def test_a_character_that_one_window_doubles_is_joined_at_the_nearest():
+    left, right = write("天谢谢", [4.0, 4.9, 5.1]), write("谢好", [4.9, 5.4])
+    assert text_of(join_timed_texts([left, right], [0.0, 0.0], [5.2])) == "天谢好"
+
+
+def test_only_equal_characters_are_a_joint():
+    left, right = write("今天气汽", [1, 2, 3, 4]), write("气七好", [3, 4, 5])
+    assert text_of(join_timed_texts([left, right], [0.0, 0.0], [3.9])) == "今天气七好"
+
+
+def test_a_comma_that_wanders_is_no_joint():
+    left = write("今", [1.5]) + [TimedText("，", 1.9, 1.9, None)] + write("天", [2.0])
+    right = write("天", [2.0]) + [TimedText("，", 2.1, 2.1, None)] + write("好", [2.5])
+    assert text_of(join_timed_texts([left, right], [0.0, 0.0], [1.95])) == "今，天，好"
+
+
+def test_intervals_do_not_overlap_at_the_joint():
+    left, right = write("天好", [1.0, 1.3]), write("好吗", [1.1, 1.35])
+    result = join_timed_texts([left, right], [0.0, 0.0], [1.2])
+    assert text_of(result) == "天好吗" and result[1].end_s == result[2].start_s == 1.4 < result[2].end_s
+
+
 def test_punctuation_stays_once_at_the_joint():
     comma = [TimedText("，", 2.1, 2.1, None)]
     left = write("今天", [1, 2]) + comma + write("很", [3])

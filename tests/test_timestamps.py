@@ -11,8 +11,6 @@ from ctc_posteriors import character_tokenizer, spike_path, spikes
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.timestamps import WILDCARD, TimedText, align_tokens, character_timestamps, word_timestamps
 
-pytest.importorskip("torchaudio")
-
 TOKENIZER = character_tokenizer()
 CLASSES = len(TOKENIZER)
 FRAME_S = 0.08
@@ -62,21 +60,27 @@ def test_times_are_ordered_and_inside_the_audio():
         assert all(c.start_s <= frame * FRAME_S <= c.end_s for c, frame in zip(characters, frames, strict=True))
 
 
-def test_the_path_is_the_best_of_all_alignments():
-    generator = torch.Generator().manual_seed(0)
-    for tokens in ([1, 2], [1, 1], [2, 1, 2]):
-        log_probs = torch.randn(1, 6, 3, generator=generator).log_softmax(-1)
+@pytest.mark.parametrize("tokens", [[1], [1, 2], [1, 1], [2, 1, 2], [1, 1, 2]])
+@pytest.mark.parametrize("unheard", [None, 1, 2])
+def test_the_path_is_the_best_of_all_alignments(tokens, unheard):
+    for seed in range(5):
+        log_probs = 2 * torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(seed))
+        if unheard is not None:
+            log_probs[..., unheard] -= 20.0
+        log_probs = log_probs.log_softmax(-1)
         paths = [
             path
             for path in itertools.product(range(3), repeat=6)
             if [token for token, _ in itertools.groupby(path) if token] == tokens
         ]
-        best = max(paths, key=lambda path: log_probs[0, torch.arange(6), torch.tensor(path)].sum())
-        first, last, _ = align_tokens(log_probs, None, [tokens], blank_id=0)[0]
-        runs = [(token, len(list(run))) for token, run in itertools.groupby(best)]
-        starts = np.cumsum([0] + [length for _, length in runs])
-        expected = [(starts[i], starts[i + 1] - 1) for i, (token, _) in enumerate(runs) if token]
-        assert list(zip(first.tolist(), last.tolist(), strict=True)) == expected
+        best = max(log_probs[0, torch.arange(6), torch.tensor(path)].sum().item() for path in paths)
+        first, last, scores = align_tokens(log_probs, None, [tokens], blank_id=0)[0]
+        path = np.zeros(6, dtype=int)
+        for token, start, end, score in zip(tokens, first, last, scores, strict=True):
+            path[start : end + 1] = token
+            assert score == pytest.approx(log_probs[0, start : end + 1, token].exp().mean().item(), rel=1e-4)
+        assert tuple(path) in paths
+        assert log_probs[0, torch.arange(6), torch.tensor(path)].sum().item() == pytest.approx(best, rel=1e-5)
 
 
 def test_a_batch_equals_its_utterances():
@@ -116,6 +120,8 @@ def test_more_characters_than_frames_are_spread_evenly(caplog):
     assert [c.score for c in characters] == [None] * 5
     lengths = [c.end_s - c.start_s for c in characters]
     assert lengths == pytest.approx([3.5 * FRAME_S / 5] * 5)
+    assert [c.score for c in timed("哈哈哈", "哈", [1], 4)] == [None] * 3  # two blanks are needed as well
+    assert None not in [c.score for c in timed("哈哈哈", "哈", [1], 5)]
 
 
 def test_nothing_known_no_frames_and_no_text():
@@ -129,8 +135,8 @@ def test_nothing_known_no_frames_and_no_text():
 def test_minus_infinity_still_aligns():
     log_probs = spikes(spike_path(ids("今天"), [2, 5], 9), CLASSES)
     log_probs[:, ids("好")[0]] = float("-inf")
-    found = character_timestamps(log_probs[None], None, ["今天好"], TOKENIZER, blank_id=0, boundary="mark")[0]
-    assert middles(found[:2]) == [2, 5] and found[2].score < 1e-6
+    found = character_timestamps(log_probs[None], None, ["好今天"], TOKENIZER, blank_id=0, boundary="mark")[0]
+    assert middles(found[1:]) == [2, 5] and found[0].score < 1e-6
 
 
 class PairTokenizer:
