@@ -279,6 +279,8 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
         if self.ctc_head is None:
             raise ValueError("This model has no CTC head (`config.ctc_config` is None); decode with `generate`.")
         if encoded_audio is None:
+            if input_features is None:
+                raise ValueError("`input_features` is missing; pass the features of the audio, or `encoded_audio`.")
             encoded_audio = self.encode_audio(input_features, input_features_mask)
         return self.ctc_head(encoded_audio.last_hidden_state, encoded_audio.mask), encoded_audio.mask
 
@@ -341,6 +343,8 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
                 mean = per_token(total, out.num_ctc_tokens, num_ctc_items_in_batch)
                 out.ctc_loss_sum, out.ctc_loss = total.detach(), mean.detach()
                 out.loss = ctc_weight * mean
+        if labels is not None and lm_weight == 0 and out.loss is None:
+            raise ValueError("`lm_weight` is 0 and there is no CTC loss: nothing to train; pass `ctc_labels`.")
         if ctc_only or (labels is not None and lm_weight == 0):
             return out
 
@@ -407,8 +411,9 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
         # new tokens follow the last position, so padding goes to the front
         order = attention_mask.int().argsort(dim=1, stable=True)
         input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
-        limits = ("max_new_tokens", "max_length", "generation_config")
-        if not any(kwargs.get(limit) for limit in limits) and self.generation_config.max_new_tokens is None:
+        given = kwargs.get("generation_config") or self.generation_config
+        limits = (given.max_new_tokens, given.max_length, kwargs.get("max_new_tokens"), kwargs.get("max_length"))
+        if not any(limits):
             kwargs["max_new_tokens"] = 16 + encoded_audio.mask.shape[1]
         inputs_embeds = self.model.embed(input_ids, encoded_audio)
         return super().generate(input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)

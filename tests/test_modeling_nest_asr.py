@@ -6,7 +6,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_asr import TOWERS, text_config, tiny_model, tiny_processor, tower_config, waves
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, ParakeetCTCConfig, ParakeetForCTC, Qwen3ForCausalLM
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ParakeetCTCConfig,
+    ParakeetForCTC,
+    Qwen3ForCausalLM,
+)
 
 from nest_hf import NestConfig, NestModel, asr_parts
 from nest_hf.asr_losses import ctc_loss
@@ -129,6 +136,8 @@ def test_a_part_without_weight_does_not_run(where):
     ctc_calls.clear()
     out = run(lm_weight=1.0, ctc_weight=0.0)
     assert torch.equal(out.loss.detach(), out.lm_loss) and out.ctc_loss is None and not ctc_calls
+    with pytest.raises(ValueError, match="nothing to train"):
+        run(lm_weight=0.0, ctc_weight=0.0)
 
 
 @torch.no_grad()
@@ -263,6 +272,8 @@ def test_generation_has_a_limit_of_its_own():
     model.generation_config.eos_token_id = None
     assert model.generate(**batch).shape[1] == batch["input_ids"].shape[1] + 16 + 14
     assert model.generate(**batch, max_new_tokens=3).shape[1] == batch["input_ids"].shape[1] + 3
+    beams = GenerationConfig(num_beams=2, pad_token_id=0)
+    assert model.generate(**batch, generation_config=beams).shape[1] == batch["input_ids"].shape[1] + 16 + 14
 
 
 def test_gradient_checkpointing_changes_no_gradient():
@@ -280,7 +291,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     assert {name.split(".")[0] for name in gradients} == {"model", "ctc_head"}
     model.zero_grad()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     towers = model.model.audio_tower, model.model.language_model
     calls = [count_calls(getattr(tower.layers[0], name)) for tower, name in zip(towers, FIRST_IN_BLOCK, strict=True)]
     model(**batch).loss.backward()
@@ -457,6 +468,8 @@ def test_without_a_ctc_head_the_language_model_trains_alone():
     assert "ctc_labels" not in batch and model(**batch).ctc_loss is None
     with pytest.raises(ValueError, match="no CTC head"):
         model.ctc_logits(batch["input_features"])
+    with pytest.raises(ValueError, match="`input_features` is missing"):
+        build()[1]()
 
 
 def test_it_learns_what_it_hears():
