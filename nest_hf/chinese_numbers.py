@@ -9,8 +9,9 @@ SCALES = {"万": 10**4, "亿": 10**8}
 
 _DIGIT = "零〇一二三四五六七八九幺"
 _ANY = _DIGIT + "两十百千万亿"
+_NONZERO = "[一二三四五六七八九]"
 _ONE = "[一二三四五六七八九两]"
-_BELOW_10000 = f"(?:{_ONE}千)?(?:[零〇]?{_ONE}百)?(?:[零〇]?[一二三四五六七八九]?十)?(?:[零〇]?[一二三四五六七八九])?"
+_BELOW_10000 = f"(?:{_ONE}千)?(?:[零〇]?{_ONE}百)?(?:[零〇]?{_NONZERO}?十)?(?:[零〇]?{_NONZERO})?"
 _CARDINAL = re.compile(f"(?:(?:两|{_BELOW_10000})亿)?(?:(?:两|{_BELOW_10000})万)?{_BELOW_10000}")
 
 # Words that hold a numeral and are no number. Each is matched where it begins, so that its numeral is never reached.
@@ -19,7 +20,7 @@ _ARTICLES = "个天年次位张件条种家项套份人名周层楼座部台段�
 _WORDS = (
     "统一|唯一|万一|同一|专一|单一|逐一|合一|之一|初一|不一|一一|一五一十|三六九等|四舍五入|四分五裂|四周|四面八方|"
     "二次元|三番五次|两次三番|三天两头|三年五载|两点一线|三点一线|一点一滴|一点一点|一点点|百分百|百分点|万万|十万火急|"
-    "七七八八|五五开|九九归一|三百六十行|五十步笑百步|十分(?!钟)|零距离|零售|零食|零钱|零件|零碎|"
+    "七七八八(?=[的了])|千儿八百|三十而立|五五开|九九归一|三百六十行|五十步笑百步|十分(?!钟)|零距离|零售|零食|零钱|零件|零碎|"
     "(?:星期|礼拜|周)[一二三四五六](?:(?![十百千万亿])|(?=百度|百货|万达|万科))"
 )
 
@@ -30,8 +31,8 @@ _MEASURE = re.compile(
 )
 _MEASURE_OF_ONE = re.compile("月|号|岁|楼|元(?!复始)|秒|分钟|小时|公里|公斤|千克|年级|星级")
 
-_HOUR = "(?:二十[一二三四]?|十[一二三四五六七八九]?|[零一二两三四五六七八九])"
-_MINUTE = "(?:[二三四五]?十[一二三四五六七八九]?|[零〇]?[一二三四五六七八九](?=分))"
+_HOUR = f"(?:二十[一二三四]?|十{_NONZERO}?|[零一二两三四五六七八九])"
+_MINUTE = f"(?:[二三四五]?十{_NONZERO}?|[零〇]?{_NONZERO}(?=分))"
 _PART_OF_DAY = "上午|下午|晚上|早上|凌晨|中午|今晚|明早|傍晚|半夜|夜里"
 _TEN_THOUSANDS = "[0-9]{1,12}(?:\\.[0-9]{1,12})?[亿万]"
 _DECIMAL = f"点(?!一(?:[{_AFTER_ONE}{_ARTICLES}]))(?P<{{name}}>[{_DIGIT}]++)(?![十百千两点分刻几多来])"
@@ -42,7 +43,8 @@ _NUMBER = re.compile(
     f"|(?P<percent>[{_ANY}]++)(?:{_DECIMAL.format(name='percent_decimals')})?(?!几))"
     f"|(?<![{_ANY}0-9第几数])(?P<hour>{_HOUR})点(?:(?P<minute>{_MINUTE})(?![{_ANY}几多来])|(?=半|钟|整|[一三]刻))"
     f"|(?<={_PART_OF_DAY})(?P<one>一)(?=点(?:[^{_ANY}都也儿不没]|$))"
-    f"|(?P<yuan>[{_ANY}]++)块(?P<jiao>[一二三四五六七八九])(?=[毛角钱]|[^\\w]|$|[的吧吗呢啊左到])"
+    f"|(?P<large>[{_ANY}]++)(?P<unit>[块米])(?P<small>(?<=块){_NONZERO}|(?<=米){_NONZERO}{{1,2}})"
+    "(?=[毛角钱的吧吗呢啊左到]|[^\\w]|$)"
     f"|(?<![0-9.])(?P<run>[{_ANY}]++)(?:{_DECIMAL.format(name='decimals')}(?P<scale>[万亿](?!一))?)?(?![0-9])"
     f"|(?<![0-9.])(?P<arabic>(?:{_TEN_THOUSANDS})+(?:[1-9]千)?|[1-9][百千](?![货姓度分岛]))(?![{_ANY}0-9达科岁能物国历])"
 )
@@ -59,7 +61,7 @@ def chinese_numbers_to_arabic(text: str) -> str:
     >>> [chinese_numbers_to_arabic(text) for text in ("一百二十三", "两千零五", "一百五", "一百二十万五千", "二十多")]
     ['123', '2005', '150', '1205000', '20多']
 
-    Three or more digits read one by one (two, if one of them is zero or 幺, or a year follows):
+    Three or more digits read one by one (two, if one of them is zero or 幺, or 年 or 折 follows):
     >>> [chinese_numbers_to_arabic(text) for text in ("一三八零零一二", "幺三八", "二〇二六年", "八零后", "九八年")]
     ['1380012', '138', '2026年', '80后', '98年']
 
@@ -71,9 +73,9 @@ def chinese_numbers_to_arabic(text: str) -> str:
     >>> [chinese_numbers_to_arabic(time) for time in ("下午三点半", "一点五十", "两点零五分", "晚上一点", "一点也不")]
     ['下午3点半', '1点50', '2点05分', '晚上1点', '一点也不']
 
-    Money, and Arabic digits before 万 and 亿 (百 and 千 too, after one digit):
-    >>> [chinese_numbers_to_arabic(price) for price in ("三块五", "3.5万", "500万", "2千")]
-    ['3块5', '35000', '5000000', '2000']
+    Money and lengths, and Arabic digits before 万 and 亿 (百 and 千 too, after one digit):
+    >>> [chinese_numbers_to_arabic(price) for price in ("三块五", "一米七五", "3.5万", "2千")]
+    ['3块5', '1米75', '35000', '2000']
 
     A single numeral, and 十, only before a measure word, 一 only before those that it does not make a word with:
     >>> [chinese_numbers_to_arabic(count) for count in ("三个月", "负五度", "一月一号", "一个人", "第一", "按一")]
@@ -115,16 +117,15 @@ def cardinal_value(numerals: str) -> int | None:
 
 
 def _arabic(match: re.Match) -> str:
-    kind = match.lastgroup if match["word"] is None else "word"
-    if kind == "word":
+    if match["word"]:
         return match[0]
-    if kind == "one":
+    if match["one"]:
         return "1"
     if match["hour"]:
         return f"{_number(match['hour'])}点{_minute(match['minute'] or '')}"
-    if match["yuan"]:
-        yuan = _number(match["yuan"])
-        return match[0] if yuan is None else f"{yuan}块{DIGITS[match['jiao']]}"
+    if match["large"]:
+        large, small = _number(match["large"]), "".join(DIGITS[digit] for digit in match["small"])
+        return match[0] if large is None else large + match["unit"] + small
     if match["arabic"]:
         return _scaled_digits(match["arabic"])
     return _run(match) if match["run"] else _percentage(match)
@@ -151,7 +152,7 @@ def _scaled(number: str, scale: int) -> str:
     """3.5 times 10000 -> 35000, without binary fractions."""
     whole, _, decimals = number.partition(".")
     zeros = len(str(scale)) - 1
-    whole = str(int(whole + decimals[:zeros].ljust(zeros, "0")))
+    whole = (whole + decimals[:zeros].ljust(zeros, "0")).lstrip("0") or "0"
     return f"{whole}.{decimals[zeros:]}" if len(decimals) > zeros else whole
 
 
@@ -192,7 +193,7 @@ def _run(match: re.Match) -> str:
     if len(numerals) == 1:
         measures = _MEASURE_OF_ONE if numerals == "一" and before != "月" else _MEASURE
         return number if number and before != "第" and measures.match(after) else numerals
-    if len(numerals) == 2 and number is None and after[:1] == "年" and _is_year(numerals):
+    if len(numerals) == 2 and number is None and after[:1] in ("年", "折") and not _is_span(numerals):
         return "".join(DIGITS[numeral] for numeral in numerals)
     if numerals[-1] == "一" and numerals[-2] in "百千万亿" and after[:1] and after[0] in _AFTER_ONE + _ARTICLES:
         number = _number(numerals[:-1])
@@ -200,8 +201,6 @@ def _run(match: re.Match) -> str:
     return number or numerals
 
 
-def _is_year(numerals: str) -> bool:
-    """九八年 is a year; 七八年 and 三五年 are a span of years."""
-    if not all(numeral in DIGITS for numeral in numerals):
-        return False
-    return VALUES[numerals[1]] - VALUES[numerals[0]] not in (1, 2)
+def _is_span(numerals: str) -> bool:
+    """七八年 and 三五折 are from one to the other, 九八年 and 八五折 two digits."""
+    return not set(numerals) <= DIGITS.keys() or VALUES[numerals[1]] - VALUES[numerals[0]] in (1, 2)

@@ -202,7 +202,7 @@ def paired(
     for name, texts in (("predictions", predictions), ("references", references)):
         for key, text in zip(ids, texts, strict=True):
             if not isinstance(text, str):
-                raise ValueError(f"`{name}`: {key!r} is {text!r}, a {type(text).__name__}; pass a string.")
+                raise ValueError(f"`{name}`: {key!r} is {text!r} ({type(text).__name__}); pass a string.")
     return ids, predictions, references, num_missing
 
 

@@ -96,7 +96,7 @@ class KeywordFinder:
     ):
         def written(text: str) -> str:
             if not isinstance(text, str):
-                raise ValueError(f"`keywords` holds {text!r}, a {type(text).__name__}; pass strings.")
+                raise ValueError(f"`keywords` holds {text!r} ({type(text).__name__}); pass strings.")
             normal = normalize(text, level, remove_fillers=remove_fillers, fold_erhua=fold_erhua)
             normal = "".join(normal.split())
             if not normal:

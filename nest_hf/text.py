@@ -93,7 +93,7 @@ def normalize(text: str, level: str = "zh", *, remove_fillers: bool = False, fol
     """
     check_level(level, remove_fillers=remove_fillers, fold_erhua=fold_erhua)
     if not isinstance(text, str):
-        raise ValueError(f"`text` is {text!r}, a {type(text).__name__}; pass a string.")
+        raise ValueError(f"`text` is {text!r} ({type(text).__name__}); pass a string.")
     if level == "raw":
         return unicodedata.normalize("NFC", text)
     # What is left when something was taken out can be read anew, so the rules run until they change nothing.
