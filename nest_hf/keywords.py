@@ -103,8 +103,8 @@ class KeywordFinder:
                 raise ValueError(f"`keywords` holds {text!r}, which normalises to nothing at `level` {level!r}.")
             return normal
 
-        if isinstance(keywords, str):
-            raise ValueError(f"`keywords` is {keywords!r}, one string; pass a list of strings.")
+        if keywords is None or isinstance(keywords, str):
+            raise ValueError(f"`keywords` is {keywords!r}; pass a list of strings.")
         self.groups: dict[str, str | None] = {}
         self._keyword_of: dict[str, str] = {}
         for keyword in keywords:

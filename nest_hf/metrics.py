@@ -171,7 +171,7 @@ class KeywordErrorRate(_TextMetric):
         self, keywords: str | Path | Iterable[str | Keyword], *, mode: str = "align", level: str = "zh", **options
     ):
         check_mode(mode)
-        self.keywords = read_keywords(keywords) if isinstance(keywords, str | Path) else list(keywords)
+        self.keywords = read_keywords(keywords) if isinstance(keywords, str | Path) else list(keywords or ())
         self.mode = mode
         super().__init__(level, **options)
         KeywordFinder(self.keywords, **self.normalizer)  # a bad list fails here rather than after the texts
