@@ -13,6 +13,7 @@ setup(
     packages=find_packages(include=["nest_hf", "nest_hf.*"]),
     install_requires=[
         "torch>=2.10,<2.15",
+        "torchaudio>=2.11,<2.12",
         "transformers>=5.23,<5.24",
         "accelerate>=1.15,<2",
         "datasets>=5.2,<6",
@@ -20,6 +21,11 @@ setup(
         "safetensors>=0.5,<1",
         "soundfile>=0.13,<1",
         "soxr>=0.5,<2",
+        "scipy>=1.11,<2",
+        "evaluate>=0.4.6,<0.5",
+        "rapidfuzz>=3,<4",
+        "opencc>=1.2,<2",
+        "regex>=2024.5",
         "pyarrow>=18",
         "numpy>=1.26,<3",
         "psutil>=5.9",
@@ -31,12 +37,21 @@ setup(
         "av": ["av>=14"],  # m4a, AMR, webm
         "demo": ["espeakng-loader>=0.2.4,<0.3"],
         "plots": ["matplotlib>=3.8,<4"],
+        "ray": ["ray[data]>=2.50,<3"],  # prepare_data.py on several machines
+        "vad": ["silero-vad>=6.2,<7"],  # speech segments of long recordings
+        "segmenter": ["jieba>=0.42,<1"],  # words of Chinese text, for WER
         "dev": [
+
             "av>=14",
+            "cn2an>=0.5.23,<0.6",
             "espeakng-loader>=0.2.4,<0.3",
+            "jieba>=0.42,<1",
+            "jiwer>=4,<5",
             "matplotlib>=3.8,<4",
             "pytest>=8,<10",
+            "ray[data]>=2.50,<3",
             "ruff>=0.12,<1",
+            "silero-vad>=6.2,<7",
         ],
     },
 )

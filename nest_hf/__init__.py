@@ -1,8 +1,17 @@
 """NEST speech pretraining and telephone speech recognition in the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForCTC, AutoModelForPreTraining
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForCTC,
+    AutoModelForMultimodalLM,
+    AutoModelForPreTraining,
+    AutoProcessor,
+)
 
 from .configuration_nest import NestConfig
+from .configuration_nest_asr import NestAsrConfig
 from .feature_extraction_nest import NestFeatureExtractor
 from .modeling_nest import (
     NestForCTC,
@@ -12,6 +21,8 @@ from .modeling_nest import (
     NestPreTrainedModel,
     aggregate_layers,
 )
+from .modeling_nest_asr import NestAsrForConditionalGeneration, NestAsrModel
+from .processing_nest_asr import NestAsrProcessor
 
 __version__ = "0.1.0"
 
@@ -20,8 +31,16 @@ AutoModel.register(NestConfig, NestModel)
 AutoModelForPreTraining.register(NestConfig, NestForPreTraining)
 AutoModelForCTC.register(NestConfig, NestForCTC)
 AutoFeatureExtractor.register(NestConfig, NestFeatureExtractor)
+AutoConfig.register("nest_asr", NestAsrConfig)
+AutoModel.register(NestAsrConfig, NestAsrModel)
+AutoModelForMultimodalLM.register(NestAsrConfig, NestAsrForConditionalGeneration)
+AutoProcessor.register(NestAsrConfig, NestAsrProcessor)
 
 __all__ = [
+    "NestAsrConfig",
+    "NestAsrForConditionalGeneration",
+    "NestAsrModel",
+    "NestAsrProcessor",
     "NestConfig",
     "NestFeatureExtractor",
     "NestForCTC",

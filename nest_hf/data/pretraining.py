@@ -3,7 +3,6 @@
 Whatever is random is a function of (seed, epoch, id): the same for any number of workers, and after a resume.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,12 +16,8 @@ from ..masking import block_mask, frames_in_loss
 from .audio import AudioError, audio_duration, decode_audio
 from .batching import ExampleKey
 from .noise import NoiseSource, SpeakerNoise
-
-
-def seed_of(seed: int, epoch: int, example_id: str, purpose: str) -> int:
-    """A 64-bit seed for one random decision about one example."""
-    key = f"{seed}\x1f{epoch}\x1f{purpose}\x1f{example_id}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+from .seeding import generator_of, seed_of
+from .telephone import TelephoneChannel
 
 
 @dataclass
@@ -46,16 +41,21 @@ class PretrainingDataset(Dataset):
         noise (`NoiseSource`, *optional*): Noise clips.
         sampling_rate (`int`, *optional*, defaults to 16000): Hz.
         resample (`bool`, *optional*, defaults to `True`): Resample other rates instead of refusing them.
-        seed (`int`, *optional*, defaults to 0): Seeds the noise clips.
+        channel (`TelephoneChannel`, *optional*): Makes calls of the recordings, with new draws in every epoch.
+        wideband_share (`float`, *optional*, defaults to 0.0): Share of the recordings that the channel leaves alone.
+        seed (`int`, *optional*, defaults to 0): Seeds the noise clips and the channel.
         on_bad_audio (`str`, *optional*, defaults to `"fail"`): `"fail"`, or `"skip"`: drop, note and go on.
     """
 
-    def __init__(self, rows, *, noise: NoiseSource | None = None, sampling_rate: int = 16000, resample: bool = True,
-                 seed: int = 0, on_bad_audio: str = "fail"):  # fmt: skip
+    def __init__(self, rows, *, noise: NoiseSource | None = None, channel: TelephoneChannel | None = None,
+                 wideband_share: float = 0.0, sampling_rate: int = 16000, resample: bool = True, seed: int = 0,
+                 on_bad_audio: str = "fail"):  # fmt: skip
         if on_bad_audio not in ("fail", "skip"):
             raise ValueError(f"`on_bad_audio` is {on_bad_audio!r}; choose `fail` or `skip`.")
         self.rows = rows
         self.noise = noise
+        self.channel = channel
+        self.wideband_share = wideband_share
         self.sampling_rate = sampling_rate
         self.resample = resample
         self.seed = seed
@@ -87,7 +87,7 @@ class PretrainingDataset(Dataset):
                     ) from error
                 notes.append((row["id"], "bad", f"{error.reason}: {error}"))
                 continue
-            waves.append(audio.samples)
+            waves.append(self._call(audio.samples, row["id"], epoch))
             if audio.num_channels > 1:
                 notes.append((row["id"], "stereo", f"{audio.num_channels} channels averaged"))
             if audio.original_sampling_rate != self.sampling_rate:
@@ -102,6 +102,15 @@ class PretrainingDataset(Dataset):
             for clip, reason in list(self.noise.bad_clips.items())[known_bad:]:
                 notes.append((clip, "bad", f"noise clip: {reason}"))
         return Example(example_id, epoch, wave, noise, noise_length, notes)
+
+    def _call(self, wave: np.ndarray, recording: str, epoch: int) -> np.ndarray:
+        """The recording as it sounds in a call, or as it is where the draw says wideband."""
+        if self.channel is None:
+            return wave
+        wideband = generator_of(self.seed, epoch, recording, "wideband").random() < self.wideband_share
+        if wideband:
+            return wave
+        return self.channel(wave, sampling_rate=self.sampling_rate, seed=self.seed, id=recording, epoch=epoch)[0]
 
 
 class PretrainingCollator:
