@@ -7,6 +7,7 @@ which appears whole: a job that was killed goes on with the parts that have none
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
@@ -263,11 +264,11 @@ def _run_on_ray(writer: PartWriter, parts: list[Part]) -> Iterator[PartResult]:
         raise ValueError('`engine` is ray, which is not installed: `pip install "nest_hf[ray]"`.') from error
 
     if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    num_workers = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1))))
     rows = ray.data.from_items([dataclasses.asdict(part) for part in parts], override_num_blocks=len(parts))
-    done = rows.map(_RayWorker, fn_constructor_args=(writer,), concurrency=(1, num_workers))
+    done = rows.map(_RayWorker, fn_constructor_args=(writer,), compute=workers)
     for row in done.iter_rows():
         yield read_part(writer.folder, Part(row["split"], int(row["number"]), int(row["start"]), int(row["end"])))

@@ -49,7 +49,7 @@ def check_source(writer: PartWriter, rows: datasets.Dataset, folder: Path) -> tu
         _note(passed, problems, "converted", row["id"], written.stat().st_size > 0)
         back = decode_audio(written, sampling_rate=writer.sampling_rate).samples
         _note(passed, problems, "validated", row["id"], np.array_equal(back, after))
-        draw_spectrograms(before, after, writer.sampling_rate, folder / f"{name}.png", title=row["id"])
+        draw_spectrograms(before, after, writer.sampling_rate, folder / f"{name}.png")
     counted = passed["readable"] + rejected.total() == len(rows)
     lines = [
         f"{'fail' if problems[check] else 'pass'}  {check:<10} {passed[check]} of {len(rows)}"
@@ -67,7 +67,7 @@ def _note(passed: Counter, problems: dict, check: str, example_id: str, good: bo
         problems[check].append(example_id)
 
 
-def draw_spectrograms(before: np.ndarray, after: np.ndarray, sampling_rate: int, path: Path, *, title: str) -> None:
+def draw_spectrograms(before: np.ndarray, after: np.ndarray, sampling_rate: int, path: Path) -> None:
     """Both recordings (N,), one above the other, as a PNG."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,7 +81,7 @@ def draw_spectrograms(before: np.ndarray, after: np.ndarray, sampling_rate: int,
         axes = figure.add_subplot(2, 1, number)
         size = min(512, max(2, len(wave)))
         axes.specgram(wave + 1e-7, NFFT=size, noverlap=size * 3 // 4, Fs=sampling_rate, vmin=-160, vmax=-40)
-        axes.set_title(f"{title}, {label}", fontsize=9)
+        axes.set_title(label, fontsize=9)
         axes.set_ylabel("Hz")
     axes.set_xlabel("s")
     figure.savefig(path, dpi=90)

@@ -149,7 +149,7 @@ class TelephoneChannel:
     ) -> "TelephoneChannel":
         """From the keys of a YAML: `steps`, or the name of a `preset`."""
         if (steps is None) == (preset is None):
-            raise ValueError("give either `steps` or `preset`.")
+            raise ValueError("give either `steps` (a YAML such as configs/telephone.yaml has them) or `preset`.")
         if preset is not None:
             return cls.from_preset(preset, missing_noise=missing_noise)
         if not isinstance(steps, list | tuple):
