@@ -10,6 +10,8 @@ from transformers.integrations import get_available_reporting_integrations
 
 from .configuration_nest import PRESETS, NestConfig
 from .data.noise import MultiSpeakerNoise, SpeakerNoise
+from .data.telephone import PRESETS as CHANNEL_PRESETS
+from .data.telephone import TelephoneChannel
 from .parsing import check_keys, of_type
 
 
@@ -88,13 +90,22 @@ class PretrainingDataArguments:
     short_noise: str = field(
         default="repeat", metadata={"help": "Noise clips shorter than the recording: `repeat`, or `zero` as in NeMo."}
     )
+    channel: str | None = field(
+        default=None,
+        metadata={"help": "Make telephone calls of the training recordings, anew in every epoch: the YAML of a "
+                  "channel, such as configs/telephone.yaml, or the name of a preset."},
+    )  # fmt: skip
+    wideband_share: float = field(
+        default=0.0, metadata={"help": "Share of the recordings that the channel leaves as they are."}
+    )
     eval_noise_augmentation: str = field(
         default="multi_speaker", metadata={"help": "As noise_augmentation, for the condition `noisy` of a validation."}
     )
     eval_conditions: list[str] | None = field(
         default=None,
-        metadata={"help": "Validate every set `noisy` (default), `clean`, or both; noise and masks never change."},
-    )
+        metadata={"help": "Validate every set `noisy` (default), `clean`, `telephone` (by `channel`), or several of "
+                  "these; noise, calls and masks never change."},
+    )  # fmt: skip
 
 
 @dataclass
@@ -184,6 +195,24 @@ def noise_augmentation(name: str, parameters: dict | None) -> SpeakerNoise | Non
     kinds = typing.get_type_hints(classes[name])
     check_keys(parameters or {}, [f.name for f in dataclasses.fields(classes[name])], "noise")
     return classes[name](**{key: of_type(v, kinds[key], f"noise: `{key}`") for key, v in (parameters or {}).items()})
+
+
+def telephone_channel(
+    name: str | None, wideband_share: float, *, talkers, noise, seed: int
+) -> TelephoneChannel | None:
+    """The channel of a YAML or preset, with babble from `talkers` and noise from `noise`, both rows of recordings."""
+    if not 0 <= wideband_share <= 1:
+        raise ValueError(f"`wideband_share` is {wideband_share}; give a share between 0 and 1.")
+    if name is None:
+        if wideband_share:
+            raise ValueError("`wideband_share` has no effect without `channel`; give both.")
+        return None
+    channel = TelephoneChannel.from_preset(name) if name in CHANNEL_PRESETS else TelephoneChannel.from_yaml(name)
+    given = {"talkers": talkers, "noise": noise}
+    channel = channel.with_noise(**{key: given.get(key) for key in channel.missing() if key in given}, seed=seed)
+    if channel.missing() and channel.missing_noise == "error":
+        raise ValueError(f"`channel` {name} mixes in {', '.join(channel.missing())}, of which there is none here.")
+    return channel
 
 
 def model_config(arguments: NestModelArguments) -> NestConfig:

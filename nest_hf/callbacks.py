@@ -48,7 +48,12 @@ def report_audio(audio_report: list[tuple[str, str, str]], output_dir: str) -> N
         for kind, recording, message in audio_report:
             by_kind[kind].append(f"{recording} ({message})" if kind == "bad" else recording)
             file.write(json.dumps({"id": recording, "kind": kind, "message": message}, ensure_ascii=False) + "\n")
-    words = {"bad": "left out since they could not be used", "stereo": "down-mixed to mono", "resampled": "resampled"}
+    words = {
+        "bad": "left out since they could not be used",
+        "stereo": "down-mixed to mono",
+        "resampled": "resampled",
+        "clipped": "clipped",
+    }
     for kind, names in by_kind.items():
         logger.info("%d recordings %s: %s%s", len(names), words[kind], ", ".join(names[:5]),
                     ", ... (audio_report.jsonl)" if len(names) > 5 else "")  # fmt: skip

@@ -135,6 +135,10 @@ def test_another_sampling_rate_is_refused_where_resampling_is_off(error_of, fold
         (["--on_bad_audio", "ignore"], "`on_bad_audio` is"),
         (["--sampling_rate", "8000", "--model_name_or_path", "{model}"], "`sampling_rate` is 8000, the model's 16000"),
         (["--model_name_or_path", "{folder}/no-such-model"], "no-such-model"),
+        (["--channel", "phisical"], "phisical does not exist; give the YAML of a channel, or one of seed_order"),
+        (["--channel", "only_noise"], "mixes in noise, of which there is none here"),
+        (["--wideband_share", "0.5"], "`wideband_share` has no effect without `channel`"),
+        (["--eval_conditions", "telephone", "--eval_data", "{data}"], "`eval_conditions` has telephone; say by which"),
         (["--output_dir", ""], "`output_dir` is missing: say where the run goes"),
     ],
 )  # fmt: skip
@@ -233,6 +237,20 @@ def test_a_run_goes_on_without_bad_recordings_and_reports_all(folder, tmp_path):
         assert NestForPreTraining.from_pretrained(saved).config.hidden_size == 64
         NestFeatureExtractor.from_pretrained(saved)
         NestModel.from_pretrained(saved)
+
+
+@pytest.mark.slow
+def test_a_run_through_the_telephone_channel_validates_calls_beside_clean_speech(folder, tmp_path):
+    out = tmp_path / "run"
+    channel = ["--channel", "physical", "--wideband_share", "0.2", "--eval_conditions", "clean", "telephone"]
+    run = launch(
+        *("--train_data", f"{folder}/speech/manifest.jsonl", "--eval_data", f"{folder}/other/manifest.jsonl"),
+        *(*TINY, *channel, "--output_dir", str(out), "--max_steps", "3"),
+    )
+    assert run.returncode == 0, run.stderr
+    results = json.loads((out / "eval_results.json").read_text())
+    entropies = [results[f"eval_validation_{name}_unigram_entropy"] for name in ("clean", "telephone")]
+    assert entropies[0] != entropies[1]  # codes of the call, not of the recording
 
 
 @pytest.mark.slow

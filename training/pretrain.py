@@ -27,6 +27,7 @@ from nest_hf.arguments import (
     PretrainingDataArguments,
     model_config,
     noise_augmentation,
+    telephone_channel,
 )
 from nest_hf.callbacks import TrainLogCallback, report_audio
 from nest_hf.convert_nemo import convert, read_archive
@@ -104,12 +105,27 @@ def main():
     augmentation = noise_augmentation(data_args.noise_augmentation, data_args.noise)
     collator = PretrainingCollator(model.config, extractor, augmentation=augmentation, seed=options["seed"])
     sampler = None
-    train_dataset = PretrainingDataset(train_rows, noise=noise if augmentation else None, **options)
+    channel = telephone_channel(
+        data_args.channel,
+        data_args.wideband_share,
+        talkers=None if data_args.streaming else train_rows,
+        noise=noise.rows if noise else None,
+        seed=options["seed"],
+    )
+    train_dataset = PretrainingDataset(
+        train_rows,
+        noise=noise if augmentation else None,
+        channel=channel,
+        wideband_share=data_args.wideband_share,
+        **options,
+    )
     if data_args.streaming:
         train_dataset = stream_batches(train_rows, train_dataset, collator, data_args, args)
     else:
         sampler = batch_plan(train_rows, data_args, args, batch_size=args.per_device_train_batch_size)
-    eval_sets = validation_sets(eval_rows, eval_noise or noise, model.config, extractor, data_args, args, options)
+    eval_sets = validation_sets(
+        eval_rows, eval_noise or noise, channel, model.config, extractor, data_args, args, options
+    )
 
     if args.load_best_model_at_end and args.metric_for_best_model in (None, "loss"):
         args.metric_for_best_model, args.greater_is_better = f"{next(iter(eval_sets))}_loss", False
@@ -173,7 +189,9 @@ def load_model(model_args: NestModelArguments, data_args: PretrainingDataArgumen
 def load_rows(source, data_args, args, *, name: str, train: bool = False):
     split = "train" if train else "validation"
     streaming = data_args.streaming and train
-    limits = {} if streaming else duration_limits(data_args)  # StreamedBatches counts what it leaves out itself
+    limits = duration_limits(data_args)
+    if streaming:  # StreamedBatches counts what it leaves out itself
+        limits = {"mix_weights": data_args.mix_weights if data_args.mix == "random" else None, "seed": args.seed}
     rows, report = load_with_report(
         source, streaming=streaming, split=split, name=name, on_bad_audio=data_args.on_bad_audio, **limits
     )
@@ -221,18 +239,21 @@ def batch_plan(rows, data_args, args, *, batch_size: int, train: bool = True) ->
     )
 
 
-def validation_sets(eval_rows, noise, config, extractor, data_args, args, options) -> dict:
+def validation_sets(eval_rows, noise, channel, config, extractor, data_args, args, options) -> dict:
     """name -> (data set, batch plan, collator), for every validation set and condition."""
     conditions = data_args.eval_conditions or ["noisy"]
-    if not set(conditions) <= {"clean", "noisy"}:
-        raise ValueError(f"`eval_conditions` is {conditions}; choose from clean, noisy.")
+    if not set(conditions) <= {"clean", "noisy", "telephone"}:
+        raise ValueError(f"`eval_conditions` is {conditions}; choose from clean, noisy, telephone.")
+    if "telephone" in conditions and channel is None:
+        raise ValueError("`eval_conditions` has telephone; say by which `channel`.")
     augmentation = noise_augmentation(data_args.eval_noise_augmentation, data_args.noise)
     sets = {}
     for name, rows in eval_rows.items():
         sampler = batch_plan(rows, data_args, args, batch_size=args.per_device_eval_batch_size, train=False)
         for condition in conditions:
             added = augmentation if condition == "noisy" else None
-            dataset = PretrainingDataset(rows, noise=noise if added else None, **options)
+            line = channel if condition == "telephone" else None
+            dataset = PretrainingDataset(rows, noise=noise if added else None, channel=line, **options)
             collator = PretrainingCollator(config, extractor, augmentation=added, seed=options["seed"], dither=False)
             sets[name if len(conditions) == 1 else f"{name}_{condition}"] = (dataset, sampler, collator)
     return sets
@@ -243,8 +264,10 @@ def stream_batches(rows, examples, collator, data_args, args) -> StreamedBatches
         raise ValueError("a streamed data set has no length: set `max_steps`.")
     if data_args.batch_duration_s is None:
         raise ValueError("a streamed data set is batched by duration: set `batch_duration_s`.")
-    if data_args.join_to_s or data_args.mix != "all":
-        raise ValueError("`join_to_s` and `mix` need the whole data set; they have no effect with `streaming`.")
+    if data_args.join_to_s or data_args.mix not in ("all", "random"):
+        raise ValueError("`join_to_s` and `mix` need the whole data set (but for `random`); leave out `streaming`.")
+    if data_args.mix_weights and data_args.mix != "random":
+        raise ValueError("`mix_weights` has no effect without `mix` random; give both.")
     return StreamedBatches(
         rows,
         examples,

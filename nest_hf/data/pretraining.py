@@ -29,7 +29,7 @@ class Example:
     wave: np.ndarray
     noise: np.ndarray
     noise_length: int
-    notes: list[tuple[str, str, str]]  # (recording's id, "bad" | "stereo" | "resampled", message)
+    notes: list[tuple[str, str, str]]  # (recording's id, "bad" | "stereo" | "resampled" | "clipped", message)
 
 
 class PretrainingDataset(Dataset):
@@ -92,6 +92,8 @@ class PretrainingDataset(Dataset):
                 notes.append((row["id"], "stereo", f"{audio.num_channels} channels averaged"))
             if audio.original_sampling_rate != self.sampling_rate:
                 notes.append((row["id"], "resampled", f"{audio.original_sampling_rate} Hz"))
+            if audio.num_clipped:
+                notes.append((row["id"], "clipped", f"{audio.num_clipped} samples"))
         wave = waves[0] if len(waves) == 1 else np.concatenate(waves) if waves else np.zeros(0, np.float32)
         example_id = "+".join(row["id"] for row in rows)
         noise, noise_length = np.zeros(0, np.float32), 0
@@ -107,8 +109,7 @@ class PretrainingDataset(Dataset):
         """The recording as it sounds in a call, or as it is where the draw says wideband."""
         if self.channel is None:
             return wave
-        wideband = generator_of(self.seed, epoch, recording, "wideband").random() < self.wideband_share
-        if wideband:
+        if generator_of(self.seed, epoch, recording, "wideband").random() < self.wideband_share:
             return wave
         return self.channel(wave, sampling_rate=self.sampling_rate, seed=self.seed, id=recording, epoch=epoch)[0]
 
