@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from .codecs import to_int16
+
 FORMATS = ("flac", "wav")
 
 
@@ -23,8 +25,8 @@ def encode_audio(wave: np.ndarray, sampling_rate: int, *, format: str = "flac") 
     if format not in FORMATS:
         raise ValueError(f"`format` is {format!r}; choose one of {', '.join(FORMATS)}.")
     file = io.BytesIO()
-    samples = wave if wave.dtype == np.int16 else np.clip(np.rint(wave * np.float32(32768)), -32768, 32767)
-    soundfile.write(file, samples.astype(np.int16, copy=False), sampling_rate, format=format.upper(), subtype="PCM_16")
+    samples = wave if wave.dtype == np.int16 else to_int16(wave)
+    soundfile.write(file, samples, sampling_rate, format=format.upper(), subtype="PCM_16")
     return file.getvalue()
 
 

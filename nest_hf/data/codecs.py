@@ -14,12 +14,17 @@ import soundfile
 LINE_RATE = 8000  # Hz; all of these codecs are defined at it
 
 
+def on_16_bits(wave: np.ndarray, scale: float = 1 / 32768) -> np.ndarray:
+    """float32, full scale 1 -> whole numbers from -32768 to 32767, times `scale`, still float32; (N,)."""
+    values = wave * np.float32(32768)
+    np.rint(values, out=values)
+    np.clip(values, -32768, 32767, out=values)
+    return values if scale == 1 else np.multiply(values, np.float32(scale), out=values)
+
+
 def to_int16(wave: np.ndarray) -> np.ndarray:
-    """float, full scale 1 -> int16, rounded and clipped; (N,)."""
-    scaled = wave * np.float32(32768)
-    np.rint(scaled, out=scaled)
-    np.clip(scaled, -32768, 32767, out=scaled)
-    return scaled.astype(np.int16)
+    """float32, full scale 1 -> int16, rounded and clipped; (N,)."""
+    return on_16_bits(wave, scale=1).astype(np.int16)
 
 
 def to_float32(samples: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from .audio import AudioError, decode_audio
 from .audio_encoding import encode_audio, write_whole
-from .codecs import to_float32, to_int16
+from .codecs import on_16_bits
 from .telephone import TelephoneChannel
 
 OUTPUTS = ("flac", "wav", "parquet")
@@ -129,7 +129,7 @@ class PartWriter:
         remarks += ["clipped"] if audio.num_clipped else []
         is_real = row["source"] in self.real_sources
         if is_real:
-            wave, draw = to_float32(to_int16(wave)), None
+            wave, draw = on_16_bits(wave), None
             remarks += (
                 [f"a call sampled at {audio.original_sampling_rate} Hz"]
                 if audio.original_sampling_rate != 8000

@@ -18,7 +18,7 @@ import yaml
 from ..parsing import check_keys, of_type
 from .audio import decode_audio
 from .audio_encoding import encode_audio
-from .codecs import g711, to_float32, to_int16
+from .codecs import g711, on_16_bits
 from .noise_pool import NoisePool
 from .seeding import generator_of
 from .telephone_steps import POOLED, STEPS, Place, Step
@@ -244,7 +244,7 @@ class TelephoneChannel:
             rate = step.rate_after(rate, draw.sampling_rate)
         # resampling there and back may be off by a sample
         call = call[: len(wave)] if len(call) >= len(wave) else np.pad(call, (0, len(wave) - len(call)))
-        return to_float32(to_int16(call))
+        return on_16_bits(call)
 
     @staticmethod
     def _check(wave: np.ndarray) -> None:

@@ -178,13 +178,15 @@ class BandPass(Step):
 
 @lru_cache
 def _elliptic_band(band: BandPass, rate: int) -> np.ndarray:
-    from scipy.signal import ellip, ellipord
+    """High-pass and low-pass together, so that their odd poles share a section."""
+    from scipy.signal import ellip, ellipord, zpk2sos
 
-    sections = []
+    zeros, poles, gain = [], [], 1.0
     for edge, stop, kind in ((band.low_hz, band.low_stop_hz, "high"), (band.high_hz, band.high_stop_hz, "low")):
         order, edge = ellipord(edge, stop, band.ripple_db / 2, band.stop_db, fs=rate)
-        sections.append(ellip(order, band.ripple_db / 2, band.stop_db, edge, kind, fs=rate, output="sos"))
-    return np.concatenate(sections)
+        z, p, k = ellip(order, band.ripple_db / 2, band.stop_db, edge, kind, fs=rate, output="zpk")
+        zeros, poles, gain = [*zeros, *z], [*poles, *p], gain * k
+    return zpk2sos(zeros, poles, gain)
 
 
 @dataclass(frozen=True, kw_only=True)
