@@ -12,7 +12,10 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 # what a line of train.log shows, in this order
-TRAIN_FIELDS = ("loss", "accuracy", "learning_rate", "grad_norm", "audio_s_per_s", "padding", "memory_gb", "epoch")
+TRAIN_FIELDS = (
+    *("loss", "lm_loss", "ctc_loss", "ctc_impossible", "accuracy", "learning_rate", "grad_norm"),
+    *("audio_s_per_s", "padding", "memory_gb", "epoch"),
+)
 
 
 class TrainLogCallback(TrainerCallback):

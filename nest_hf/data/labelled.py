@@ -1,0 +1,198 @@
+"""From labelled recordings to the batches that train a recogniser: texts as they are learned, features, labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from ..asr_audio import read_waves
+from ..configuration_nest_asr import num_encoder_frames
+from ..processing_nest_asr import NestAsrProcessor
+from ..text import normalize
+from .batching import ExampleKey
+from .filters import filter_annotation_errors
+from .lengths import row_lengths
+from .pretraining import Example, PretrainingDataset
+from .report import LoadReport
+from .seeding import seed_of
+from .sources import load_with_report
+
+
+@dataclass
+class LabelledRows:
+    """
+    Labelled recordings.
+
+    Attributes:
+        rows (`datasets.Dataset`): From [`load_speech_dataset`].
+        texts (`list[str]`): What the language model learns to write.
+        ctc_texts (`list[str]`): What the CTC head learns.
+        reports (`list[LoadReport]`): What was read and left out.
+    """
+
+    rows: object
+    texts: list[str]
+    ctc_texts: list[str]
+    reports: list[LoadReport]
+
+
+def load_labelled(source, *, name: str, text_level: str = "raw", ctc_text_level: str = "basic", **options):
+    """
+    Reads labelled recordings; rows without text are left out and counted, also where normalising leaves none.
+
+    Args:
+        source: As [`load_speech_dataset`] takes it.
+        name (`str`): What to call the data in messages.
+        text_level (`str`, *optional*, defaults to `"raw"`):
+            [`~text.normalize`] of the language model's text. It has learned to write punctuation, case and numbers as
+            people do, and keeps that.
+        ctc_text_level (`str`, *optional*, defaults to `"basic"`):
+            The same for the CTC head, which writes what is heard: no punctuation and no case.
+        options: As of [`load_with_report`].
+
+    Returns:
+        [`LabelledRows`]
+    """
+    rows, read = load_with_report(source, name=name, **options)
+    rows, kept = filter_annotation_errors(rows, name=name)
+    texts = [normalize(text, text_level) for text in rows["text"][:]]
+    ctc_texts = [normalize(text, ctc_text_level) for text in rows["text"][:]]
+    spoken = [i for i, pair in enumerate(zip(texts, ctc_texts, strict=True)) if all(text.strip() for text in pair)]
+    if not spoken:
+        raise ValueError(f"{name}: no text is left after normalising; look at the texts, or choose another level.")
+    if len(spoken) < len(texts):
+        empty = sorted(set(range(len(texts))) - set(spoken))
+        kept.drop("nothing but punctuation", len(empty), [rows[i]["id"] for i in empty[:5]])
+        rows = rows.select(spoken)
+        kept.rows, kept.hours = len(rows), float(np.sum(rows["duration"][:])) / 3600
+    pick = [(texts[i], ctc_texts[i]) for i in spoken]
+    reports = [read] + ([kept] if kept.dropped else [])
+    return LabelledRows(rows, [text for text, _ in pick], [text for _, text in pick], reports)
+
+
+@dataclass
+class LabelledExample:
+    """A decoded recording and its two texts."""
+
+    audio: Example
+    text: str
+    ctc_text: str
+
+
+class LabelledDataset(Dataset):
+    """
+    Decodes labelled recordings.
+
+    Args:
+        labelled ([`LabelledRows`]): Recordings and texts.
+        options: As of [`PretrainingDataset`]: `channel`, `wideband_share`, `sampling_rate`, `resample`, `seed`,
+            `on_bad_audio`.
+    """
+
+    def __init__(self, labelled: LabelledRows, **options):
+        self.labelled = labelled
+        self.audio = PretrainingDataset(labelled.rows, **options)
+
+    def __len__(self) -> int:
+        return len(self.audio)
+
+    def __getitem__(self, key: ExampleKey) -> LabelledExample:
+        (row,) = key.rows
+        return LabelledExample(self.audio[key], self.labelled.texts[row], self.labelled.ctc_texts[row])
+
+
+class LabelledCollator:
+    """
+    Turns labelled examples into a batch.
+
+    Args:
+        processor: [`NestAsrProcessor`], or `Wav2Vec2Processor` of a [`NestFeatureExtractor`] and a CTC tokenizer.
+        subsampling_factor (`int`): Feature frames per encoder frame.
+        dither (`float`, *optional*, defaults to 0.0): Standard deviation of noise added to the waveforms.
+        seed (`int`, *optional*, defaults to 0): Seeds the dither.
+
+    Returns, when called on a list of B [`LabelledExample`]s:
+        `input_features` (B, F, M), `input_features_mask` (B, F), `ctc_labels` (B, U); for a [`NestAsrProcessor`] also
+        `input_ids`, `attention_mask` and `labels` (B, L); `ids`, `texts` and `ctc_texts` (lists of B) and `notes`, for
+        the trainer. A target that has more tokens than encoder frames is noted as `impossible`.
+    """
+
+    def __init__(self, processor, *, subsampling_factor: int, dither: float = 0.0, seed: int = 0):
+        self.processor = processor
+        self.subsampling_factor = subsampling_factor
+        self.dither = dither
+        self.seed = seed
+
+    def __call__(self, examples: list[LabelledExample]) -> dict:
+        notes = [note for example in examples for note in example.audio.notes]
+        usable = [example for example in examples if len(example.audio.wave)]
+        examples = usable or [_no_speech()]
+        waves = [self._dithered(example.audio) for example in examples]
+        batch = self._inputs(waves, [example.text for example in examples], [example.ctc_text for example in examples])
+        ids = [example.audio.id for example in examples]
+        if not usable:  # nothing to learn from, yet every process does its step
+            batch = {key: torch.full_like(v, -100) if key in LABELS else v for key, v in batch.items()}
+        elif "ctc_labels" in batch:
+            notes += [
+                (ids[row], "impossible", "its CTC target is longer than its frames")
+                for row in impossible_targets(
+                    batch["ctc_labels"], batch["input_features_mask"], self.subsampling_factor
+                )
+            ]
+        texts = {"texts": [e.text for e in examples], "ctc_texts": [e.ctc_text for e in examples]}
+        return {**batch, **texts, "ids": ids, "notes": notes}
+
+    def _dithered(self, audio: Example) -> np.ndarray:
+        if not self.dither:
+            return audio.wave
+        generator = torch.Generator().manual_seed(seed_of(self.seed, audio.epoch, audio.id, "dither") >> 1)
+        return audio.wave + self.dither * torch.randn(len(audio.wave), generator=generator).numpy()
+
+    def _inputs(self, waves: list[np.ndarray], texts: list[str], ctc_texts: list[str]) -> dict:
+        if isinstance(self.processor, NestAsrProcessor):
+            return dict(self.processor(audio=waves, transcripts=texts, ctc_transcripts=ctc_texts))
+        extractor, tokenizer = self.processor.feature_extractor, self.processor.tokenizer
+        waves = read_waves(waves, None, extractor.sampling_rate)
+        features = extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt")
+        targets = [torch.tensor(ids, dtype=torch.int64) for ids in tokenizer(ctc_texts).input_ids]
+        return {
+            "input_features": features["input_features"],
+            "input_features_mask": features["attention_mask"],
+            "ctc_labels": pad_sequence(targets, batch_first=True, padding_value=-100),
+        }
+
+
+LABELS = ("labels", "ctc_labels")
+
+
+def impossible_targets(ctc_labels: torch.Tensor, mask: torch.Tensor, subsampling_factor: int) -> list[int]:
+    """
+    Rows whose CTC target has no path: one frame per token, and a blank between two equal ones, are not there.
+
+    Args:
+        ctc_labels (`torch.Tensor` of shape `(B, U)`): Token ids, -100 at padding.
+        mask (`torch.Tensor` of shape `(B, F)`): 1 at valid feature frames.
+        subsampling_factor (`int`): Feature frames per encoder frame.
+    """
+    is_label = ctc_labels != -100
+    repeats = (is_label[:, 1:] & (ctc_labels[:, 1:] == ctc_labels[:, :-1])).sum(-1)
+    num_frames = num_encoder_frames(mask.long().sum(-1), subsampling_factor)
+    return torch.nonzero(is_label.sum(-1) + repeats > num_frames).flatten().tolist()
+
+
+def labelled_lengths(labelled: LabelledRows, unit: str, processor, subsampling_factor: int) -> np.ndarray:
+    """Length of every row in a unit of [`row_lengths`], as the model and its processor count it."""
+    if unit == "llm_tokens":
+        if not isinstance(processor, NestAsrProcessor):
+            raise ValueError("`budget_unit` llm_tokens needs a language model; choose seconds or encoder_frames.")
+        samples = np.round(np.array(labelled.rows["duration"][:]) * processor.sampling_rate).astype(np.int64)
+        return processor.num_tokens(samples, labelled.texts).astype(np.float64)
+    return row_lengths(labelled.rows, unit, subsampling_factor=subsampling_factor)
+
+
+def _no_speech() -> LabelledExample:
+    """Stands in for a batch of which no recording could be used."""
+    silence = Example("no usable recording", 0, np.zeros(4000, np.float32), np.zeros(0, np.float32), 0, [])
+    return LabelledExample(silence, "", "")

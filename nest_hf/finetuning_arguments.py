@@ -1,0 +1,132 @@
+"""Arguments of finetuning, as dataclasses."""
+
+from dataclasses import dataclass, field
+
+from .arguments import NestTrainingArguments
+from .configuration_nest import PRESETS
+from .data.lengths import UNITS
+from .text import LEVELS
+
+
+@dataclass
+class FinetuneModelArguments:
+    """Which model is trained: a whole one, or its parts."""
+
+    task: str = field(
+        default="asr", metadata={"help": "`asr`: NEST-ASR, CTC and a language model; `ctc`: NestForCTC."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Go on from this whole model: a folder or Hub id of the task's class."}
+    )
+    audio_tower: str | None = field(
+        default=None, metadata={"help": "Encoder: folder or Hub id of a NEST or Parakeet model, or a .nemo file."}
+    )
+    language_model: str | None = field(default=None, metadata={"help": "Causal language model: folder or Hub id."})
+    preset: str | None = field(
+        default=None, metadata={"help": f"Encoder from scratch, where none is given: {', '.join(PRESETS)}."}
+    )
+    config_overrides: dict | None = field(
+        default=None, metadata={"help": "Fields of NestConfig that differ, for an encoder from scratch."}
+    )
+    adaptor_config: dict | None = field(default=None, metadata={"help": "Fields of NestAsrAdaptorConfig."})
+    ctc_config: dict | None = field(default=None, metadata={"help": "Fields of NestAsrCtcConfig: kind and sizes."})
+    ctc_tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder of a CTC tokenizer; else made of the characters of the training text."}
+    )
+    ctc_weight: float | None = field(default=None, metadata={"help": "Of the CTC loss (0.3); 0: no CTC loss."})
+    lm_weight: float | None = field(default=None, metadata={"help": "Of the language model's loss (1.0)."})
+    attn_implementation: str = field(default="sdpa", metadata={"help": "`sdpa` or `eager`."})
+
+    def __post_init__(self):
+        if self.task not in ("asr", "ctc"):
+            raise ValueError(f"`task` is {self.task!r}; choose `asr` or `ctc`.")
+        new = ("audio_tower", "language_model", "preset", "config_overrides", "adaptor_config", "ctc_config")
+        only_asr = ("language_model", "adaptor_config", "ctc_config", "ctc_weight", "lm_weight")
+        if self.model_name_or_path:
+            self._refuse((*new, "ctc_tokenizer"), "with `model_name_or_path`, which decides the model")
+        elif self.task == "asr" and not self.language_model:
+            raise ValueError(
+                "`language_model` is missing: give one, such as Qwen/Qwen3-0.6B, or `model_name_or_path`."
+            )
+        if self.audio_tower:
+            self._refuse(("preset", "config_overrides"), "with `audio_tower`, which decides the encoder")
+        if self.task == "ctc":
+            self._refuse(only_asr, "with `task` ctc")
+
+    def _refuse(self, names, where: str) -> None:
+        for name in names:
+            if getattr(self, name) is not None:
+                raise ValueError(f"`{name}` has no effect {where}; leave it out.")
+
+
+@dataclass
+class FinetuneDataArguments:
+    """Which labelled recordings, how their texts are written, how they are batched."""
+
+    train_data: list[str] | None = field(
+        default=None, metadata={"help": "Labelled recordings: manifests, folders, parquet, saved data sets, Hub ids."}
+    )
+    eval_data: dict | None = field(
+        default=None, metadata={"help": "Validation sets: name -> source(s), or one source."}
+    )
+    text_level: str = field(default="raw", metadata={"help": f"Text of the language model: {', '.join(LEVELS)}."})
+    ctc_text_level: str = field(default="basic", metadata={"help": f"Text of the CTC head: {', '.join(LEVELS)}."})
+    eval_text_level: str = field(default="zh", metadata={"help": "Both texts before they are compared."})
+    min_duration_s: float = field(default=0.1, metadata={"help": "Shorter recordings are left out, and counted."})
+    max_duration_s: float = field(default=30.0, metadata={"help": "Longer recordings are left out, and counted."})
+    resample: bool = field(default=True, metadata={"help": "Resample recordings of another rate, or refuse them."})
+    on_bad_audio: str = field(default="fail", metadata={"help": "Recordings that cannot be used: `fail` or `skip`."})
+    channel: str | None = field(
+        default=None, metadata={"help": "Telephone channel on training recordings: a YAML or the name of a preset."}
+    )
+    wideband_share: float | None = field(
+        default=None, metadata={"help": "Share of recordings that the channel leaves alone (0)."}
+    )
+    batch_budget: float | None = field(
+        default=None, metadata={"help": "Padded size of a batch, in budget_unit; else per_device_train_batch_size."}
+    )
+    budget_unit: str = field(default="seconds", metadata={"help": f"{', '.join(UNITS)}."})
+    sort_window: int = field(default=64, metadata={"help": "Batches that are sorted by length together."})
+    max_memory_gb: float | None = field(
+        default=None, metadata={"help": "Refuse to start where the longest batch needs more memory."}
+    )
+    probe: bool = field(default=True, metadata={"help": "Run the longest batch first; print its memory and time."})
+
+    def __post_init__(self):
+        if self.batch_budget is None and self.budget_unit != "seconds":
+            raise ValueError("`budget_unit` has no effect without `batch_budget`; give it too.")
+        if self.budget_unit not in UNITS:
+            raise ValueError(f"`budget_unit` is {self.budget_unit!r}; choose one of {', '.join(UNITS)}.")
+        if self.wideband_share is not None and self.channel is None:
+            raise ValueError("`wideband_share` has no effect without `channel`; give one, or leave it out.")
+        if not 0 <= (self.wideband_share or 0) <= 1:
+            raise ValueError(f"`wideband_share` is {self.wideband_share}; it must lie between 0 and 1.")
+        if self.max_memory_gb is not None and not self.probe:
+            raise ValueError("`max_memory_gb` has no effect without `probe`; leave one of them out.")
+        for name in ("text_level", "ctc_text_level", "eval_text_level"):
+            if getattr(self, name) not in LEVELS:
+                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(LEVELS)}.")
+
+
+@dataclass
+class FinetuneTrainingArguments(NestTrainingArguments):
+    """`transformers.TrainingArguments` with defaults for finetuning."""
+
+    learning_rate: float | None = field(default=1e-4, metadata={"help": "Peak of the schedule."})
+    schedule: str = field(default="trainer", metadata={"help": "Must stay `trainer`: see --lr_scheduler_type."})
+    warmup_steps: float = field(default=0, metadata={"help": "Updates of linear warm-up, or a share below 1."})
+    weight_decay: float = field(default=0.01, metadata={"help": "On weights, not on biases and norms."})
+    adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "Clipping of the gradient norm; 0 is none."})
+    eval_steps: float | None = field(default=500, metadata={"help": "Updates between validations."})
+    save_steps: float = field(default=500, metadata={"help": "Updates between checkpoints."})
+    predict_with_generate: bool = field(
+        default=True, metadata={"help": "Validate the language model by the text that it writes."}
+    )
+
+    def __post_init__(self):
+        if self.schedule != "trainer" or self.min_lr != type(self).min_lr:
+            raise ValueError("`schedule` and `min_lr` have no effect on finetuning; choose by --lr_scheduler_type.")
+        if self.max_steps is None and self.num_train_epochs is None:
+            self.num_train_epochs = 10.0
+        super().__post_init__()
