@@ -238,7 +238,8 @@ class PlannedTrainer(Trainer):
             self.audio_report = {(kind, name): message for kind, name, message in json.loads(report.read_text())}
 
     def _issue_warnings_after_load(self, load_result) -> None:
-        wrong = [*load_result.missing_keys, *load_result.unexpected_keys]
+        tied = getattr(self.accelerator.unwrap_model(self.model), "all_tied_weights_keys", None) or {}
+        wrong = [*(key for key in load_result.missing_keys if key not in tied), *load_result.unexpected_keys]
         if wrong:
             raise ValueError(f"the checkpoint to resume from does not fit the model: {', '.join(wrong[:4])}.")
 

@@ -189,9 +189,12 @@ def announce(model, data, sampler, args, resume) -> None:
     logger.info("model: %s", type(model).__name__)
     inner = model.model if model.config.model_type == "nest_asr" else model
     parts = {**dict(inner.named_children()), **{n: m for n, m in model.named_children() if n != "model"}}
+    counted: set[int] = set()  # tied weights belong to the first part that has them
     for name, module in parts.items():
-        trainable = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        frozen = sum(p.numel() for p in module.parameters()) - trainable
+        own = [p for p in module.parameters() if id(p) not in counted]
+        counted.update(map(id, own))
+        trainable = sum(p.numel() for p in own if p.requires_grad)
+        frozen = sum(p.numel() for p in own) - trainable
         logger.info("  %-22s %14s trainable  %14s fixed", name, f"{trainable:,}", f"{frozen:,}")
     device = args.device if args.device.type != "cpu" else f"cpu, {torch.get_num_threads()} threads"
     logger.info("device: %s, processes: %d, bf16: %s, fp16: %s", device, args.world_size, args.bf16, args.fp16)
