@@ -83,10 +83,11 @@ def test_the_files_hold_what_the_channel_gives_in_memory(prepared, wide):
     ["--format", "wav"],
     ["--format", "parquet", "--num_proc", 2],
     ["--engine", "ray", "--rows_per_part", 4],
-    ["--engine", "ray", "--format", "parquet"],
+    ["--engine", "ray", "--format", "parquet", "--rows_per_part", 2],
 ])  # fmt: skip
 def test_processes_formats_and_engines_give_the_same_samples(prepared, wide, tmp_path, options):
-    prepare(CHANNEL, "--data", wide, "--output_dir", tmp_path / "out", "--seed", 7, *options)
+    text = prepare(CHANNEL, "--data", wide, "--output_dir", tmp_path / "out", "--seed", 7, *options)
+    assert "ray" not in options or "2 workers of Ray took part" in text
     source = tmp_path / "out" / ("train" if "parquet" in options else "train.jsonl")
     assert_equal(samples(prepared / "train.jsonl"), samples(source))
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from .audio import AudioError, decode_audio
 from .audio_encoding import encode_audio, write_whole
 from .codecs import on_16_bits
 from .telephone import TelephoneChannel
+
+logger = logging.getLogger(__name__)
 
 OUTPUTS = ("flac", "wav", "parquet")
 
@@ -253,7 +256,7 @@ class _RayWorker:
     def __call__(self, row: dict) -> dict:
         part = Part(row["split"], int(row["number"]), int(row["start"]), int(row["end"]))
         self.writer(part)
-        return row
+        return {**row, "worker": f"{platform.node()} {os.getpid()}"}
 
 
 def _run_on_ray(writer: PartWriter, parts: list[Part]) -> Iterator[PartResult]:
@@ -266,9 +269,15 @@ def _run_on_ray(writer: PartWriter, parts: list[Part]) -> Iterator[PartResult]:
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    workers = ray.data.ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1))))
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.wait_for_min_actors_s = 600  # all of them before the first part, so that a short job is shared too
+    num_workers = max(1, min(len(parts), int(ray.cluster_resources().get("CPU", 1))))
+    workers = ray.data.ActorPoolStrategy(size=num_workers, max_tasks_in_flight_per_actor=1)
     rows = ray.data.from_items([dataclasses.asdict(part) for part in parts], override_num_blocks=len(parts))
     done = rows.map(_RayWorker, fn_constructor_args=(writer,), compute=workers)
+    seen: set[str] = set()
     for row in done.iter_rows():
+        seen.add(row["worker"])
         yield read_part(writer.folder, Part(row["split"], int(row["number"]), int(row["start"]), int(row["end"])))
+    logger.info("%d workers of Ray took part", len(seen))
