@@ -46,9 +46,6 @@ class FinetuneTrainer(PlannedTrainer):
         self.predict_with_generate = predict_with_generate and self.has_language_model
         self.loss_is_scaled_for_ga = True
 
-    def _align_special_tokens(self) -> None:
-        """The processor has told the model its special tokens; Trainer would put the tokenizer's in their place."""
-
     # --- one step ---------------------------------------------------------------------------------------------------
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | None:

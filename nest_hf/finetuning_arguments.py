@@ -50,6 +50,10 @@ class FinetuneModelArguments:
             )
         if self.audio_tower:
             self._refuse(("preset", "config_overrides"), "with `audio_tower`, which decides the encoder")
+        if self.ctc_weight == 0:
+            self._refuse(("ctc_tokenizer", "ctc_config"), "with `ctc_weight` 0, where there is no CTC head")
+            if self.lm_weight == 0:
+                raise ValueError("`ctc_weight` and `lm_weight` are both 0: nothing would be learned; raise one.")
         if self.task == "ctc":
             self._refuse(only_asr, "with `task` ctc")
 

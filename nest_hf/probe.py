@@ -72,9 +72,9 @@ def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> 
     fits = largest if sampler.budget else largest // longest
     if largest < longest:
         advice = f"not even its longest recording ({longest:.6g} {unit}) fits: lower `max_duration_s`, or set"
-        advice += " `gradient_checkpointing`"
+        advice += " `activation_checkpointing`"
     else:
-        advice = f"the largest {name} that fits is about {fits:.6g}, or set `gradient_checkpointing`"
+        advice = f"the largest {name} that fits is about {fits:.6g}, or set `activation_checkpointing`"
     raise ValueError(
         f"the longest batch ({len(batch)} recordings, {_padded_size(sampler, batch):.6g} padded {unit}) needs {need}, "
         f"`max_memory_gb` is {limit:.6g}; {advice}."
@@ -130,14 +130,14 @@ def _unchanged(trainer):
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     gpu_state = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     report = copy.copy(trainer.audio_report)
-    checkpointing = trainer.args.gradient_checkpointing
+    checkpointing = trainer.args.activation_checkpointing
     if checkpointing:
-        model.gradient_checkpointing_enable(trainer.args.gradient_checkpointing_kwargs or {"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     try:
         yield
     finally:
         if checkpointing:
-            model.gradient_checkpointing_disable()
+            model.activation_checkpointing_disable()
         model.zero_grad(set_to_none=True)
         for name, buffer in model.named_buffers():
             buffer.copy_(buffers[name])

@@ -103,7 +103,7 @@ def test_a_recogniser_of_parts_is_trained_validated_and_goes_on(run, folder, tmp
     options = ["--batch_budget", 150, "--budget_unit", "llm_tokens", "--gradient_accumulation_steps", 2]
     first = tmp_path / "first"
     run(*asr(folder), *data(folder), *options, "--max_steps", 2, "--eval_steps", 1, "--save_steps", 1,
-        "--load_best_model_at_end", "true", "--gradient_checkpointing", "true", "--output_dir", first)  # fmt: skip
+        "--load_best_model_at_end", "true", "--activation_checkpointing", "true", "--output_dir", first)  # fmt: skip
     results = json.loads((first / "eval_results.json").read_text())
     assert {"eval_dev_cer", "eval_dev_ctc_cer", "eval_dev_lm_loss", "eval_dev_ctc_loss"} <= results.keys()
     model = NestAsrForConditionalGeneration.from_pretrained(first)
@@ -137,6 +137,51 @@ def test_the_channel_changes_what_is_learned(run, folder, tmp_path):
     run(*options, "--channel", "physical", "--output_dir", tmp_path / "phoned")
     run(*options, "--channel", "physical", "--wideband_share", "1.0", "--output_dir", tmp_path / "kept")
     assert same(tmp_path / "wide", tmp_path / "kept") and not same(tmp_path / "wide", tmp_path / "phoned")
+
+
+def test_each_loss_can_be_left_out(run, folder, tmp_path):
+    short = [*data(folder), "--batch_budget", 8, "--max_steps", 1]
+    run(*asr(folder), *short, "--ctc_weight", 0, "--output_dir", tmp_path / "lm")
+    results = json.loads((tmp_path / "lm" / "eval_results.json").read_text())
+    assert "eval_dev_cer" in results and "eval_dev_ctc_cer" not in results
+    assert NestAsrForConditionalGeneration.from_pretrained(tmp_path / "lm").ctc_head is None
+    every = ["--save_steps", 1, "--eval_steps", 1, "--load_best_model_at_end", "true"]
+    run(*asr(folder), *short, "--lm_weight", 0, *every, "--output_dir", tmp_path / "ctc")
+    results = json.loads((tmp_path / "ctc" / "eval_results.json").read_text())
+    assert "eval_dev_ctc_cer" in results and "eval_dev_cer" not in results
+
+
+def test_an_encoder_starts_a_recogniser_and_a_ctc_model_goes_on(run, folder, tmp_path):
+    short = [*data(folder), *RUN, "--batch_budget", 8, "--max_steps", 1, "--save_strategy", "no"]
+    run("--task", "ctc", *TINY, *short, "--output_dir", tmp_path / "ctc")
+    run("--task", "ctc", "--model_name_or_path", tmp_path / "ctc", *short, "--learning_rate", 0,
+        "--output_dir", tmp_path / "on")  # fmt: skip
+    first, second = weights(tmp_path / "ctc"), weights(tmp_path / "on")
+    assert all(
+        torch.equal(first[name], second[name]) for name in first if "running" not in name and "num_" not in name
+    )
+    run("--audio_tower", tmp_path / "ctc", "--language_model", folder / "lm", *short, "--learning_rate", 0,
+        "--output_dir", tmp_path / "asr")  # fmt: skip
+    name = "layers.0.self_attn.q_proj.weight"
+    asr_weights = weights(tmp_path / "asr")
+    (found,) = [key for key in asr_weights if key.endswith(f"audio_tower.{name}")]
+    assert torch.equal(asr_weights[found], first[f"encoder.{name}"])
+
+
+def test_recordings_that_cannot_be_read_are_left_out_and_named(run, error_of, folder, tmp_path):
+    lines = (folder / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [{**json.loads(line), "id": f"r{i}"} for i, line in enumerate(lines)]
+    for record in records:
+        record["audio_filepath"] = str(folder / "train" / record["audio_filepath"])
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    records[3]["audio_filepath"] = str(tmp_path / "broken.wav")
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert "r3" in error_of("--train_data", bad, "--per_device_train_batch_size", 1, "--max_steps", 12)
+    options = ["--train_data", bad, "--per_device_train_batch_size", 1, "--max_steps", 12, "--on_bad_audio", "skip"]
+    run(*CTC, *options, "--output_dir", tmp_path / "run")
+    report = [json.loads(line) for line in (tmp_path / "run" / "audio_report.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in report if line["kind"] == "bad"] == ["r3"]
 
 
 # ---- refusals
