@@ -10,15 +10,10 @@ YAML files hold what differs from the defaults; options on the command line win.
 newest whole checkpoint when the same command is given again.
 """
 
-import json
 import logging
 import sys
-from pathlib import Path
 
-import datasets
 import torch
-import transformers
-from transformers import set_seed
 
 from nest_hf import NestFeatureExtractor, NestForPreTraining
 from nest_hf.arguments import (
@@ -29,7 +24,7 @@ from nest_hf.arguments import (
     noise_augmentation,
     telephone_channel,
 )
-from nest_hf.callbacks import TrainLogCallback, report_audio
+from nest_hf.callbacks import TrainLogCallback
 from nest_hf.convert_nemo import convert, read_archive
 from nest_hf.data import (
     NoiseSource,
@@ -40,7 +35,8 @@ from nest_hf.data import (
     load_with_report,
 )
 from nest_hf.parsing import error_line, parse_arguments, save_resolved
-from nest_hf.trainer import NestTrainer, last_complete_checkpoint
+from nest_hf.runs import finish_run, start_run
+from nest_hf.trainer import NestTrainer
 
 logger = logging.getLogger("pretrain")
 
@@ -50,29 +46,7 @@ def main():
     model_args, data_args, args = parse_arguments(NestModelArguments, PretrainingDataArguments, NestTrainingArguments)
     if not data_args.train_data:
         raise ValueError("`train_data` is missing: give recordings, --train_data manifest.json (README: Data).")
-    if args.output_dir in (None, "", "trainer_output"):
-        raise ValueError("`output_dir` is missing: say where the run goes, --output_dir runs/name.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
-        )
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    first = args.process_index == 0
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    set_seed(args.seed)
-    with args.main_process_first(local=False, desc="looking for a checkpoint"):
-        newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None
-    resume = args.resume_from_checkpoint or newest
-    if resume and not any(Path(resume).glob("rng_state*")):
-        raise ValueError(
-            f"{resume} holds a model only (save_only_model); start from it with --model_name_or_path and "
-            "--auto_resume false."
-        )
+    resume = start_run(args)
 
     # 2. model
     model, extractor = load_model(model_args, data_args)
@@ -143,23 +117,13 @@ def main():
         callbacks=[TrainLogCallback(args.output_dir)],
     )
     torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
-    if first:
+    if args.process_index == 0:
         save_resolved(args.output_dir, model_args, data_args, args)
         announce(model, reports, sampler, args, resume)
 
     # 5. train, validate, save
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.last_metrics() or (trainer.evaluate() if eval_rows else {})
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
-    audio_report = trainer.gather_audio_report()
-    if first:
-        report_audio(audio_report, args.output_dir)
-        Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
-        for name, value in metrics.items():
-            if not name.endswith(("_runtime", "_per_second")):
-                logger.info("%s: %.6g", name, value)
-        logger.info("\nthe model is in %s; load it with", args.output_dir)
+    if finish_run(trainer, validated=bool(eval_rows)):
         logger.info("    from nest_hf import NestModel, NestFeatureExtractor")
         logger.info('    model = NestModel.from_pretrained("%s")', args.output_dir)
         logger.info('    extractor = NestFeatureExtractor.from_pretrained("%s")', args.output_dir)

@@ -1,0 +1,76 @@
+"""How a training script begins and ends: the same checks, words and files for pretraining and finetuning."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import datasets
+import torch
+import transformers
+from transformers import Trainer, TrainingArguments, set_seed
+
+from .callbacks import report_audio
+from .planned_trainer import last_complete_checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+def start_run(args: TrainingArguments) -> str | None:
+    """
+    Refuses what cannot go well, sets threads, log and seed, and looks for what is there.
+
+    Returns:
+        `str`, *optional*: The checkpoint to go on from.
+
+    Raises:
+        ValueError: without `output_dir`, with several GPUs in one process, or for a checkpoint without random state.
+    """
+    if args.output_dir in (None, "", "trainer_output"):
+        raise ValueError("`output_dir` is missing: say where the run goes, --output_dir runs/name.")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
+        )
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    level = logging.INFO if args.process_index == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    set_seed(args.seed)
+    with args.main_process_first(local=False, desc="looking for a checkpoint"):
+        newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None
+    resume = args.resume_from_checkpoint or newest
+    if resume and not any(Path(resume).glob("rng_state*")):
+        raise ValueError(
+            f"{resume} holds a model only (save_only_model); start from it with --model_name_or_path and "
+            "--auto_resume false."
+        )
+    return resume
+
+
+def finish_run(trainer: Trainer, *, validated: bool) -> bool:
+    """
+    Validates where the last update was not, saves the model, `trainer_state.json`, `eval_results.json` and the report
+    on recordings, and prints the figures. Every process has to call it.
+
+    Returns:
+        `bool`: whether this is the process that speaks.
+    """
+    args = trainer.args
+    metrics = trainer.last_metrics() or (trainer.evaluate() if validated else {})
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    audio_report = trainer.gather_audio_report()
+    if args.process_index != 0:
+        return False
+    report_audio(audio_report, args.output_dir)
+    Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
+    for name, value in metrics.items():
+        if not name.endswith(("_runtime", "_per_second")):
+            logger.info("%s: %.6g", name, value)
+    logger.info("\nthe model is in %s; load it with", args.output_dir)
+    return True
