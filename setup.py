@@ -41,7 +41,6 @@ setup(
         "vad": ["silero-vad>=6.2,<7"],  # speech segments of long recordings
         "segmenter": ["jieba>=0.42,<1"],  # words of Chinese text, for WER
         "dev": [
-
             "av>=14",
             "cn2an>=0.5.23,<0.6",
             "espeakng-loader>=0.2.4,<0.3",
