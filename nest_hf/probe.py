@@ -50,7 +50,10 @@ def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> 
     """
     sampler = trainer.train_sampler
     batch = max(sampler.plan(0), key=lambda batch: _padded_size(sampler, batch))
-    remedy = None
+    remedy = small = None
+    if max_memory_gb is not None and len(batch) > 1:  # first, since a process keeps what the larger one takes
+        part = batch[: -(-len(batch) // 4)]
+        small = _run(trainer, part, _padded_size(sampler, part))
     try:
         found = _run(trainer, batch, _padded_size(sampler, batch))
     except torch.OutOfMemoryError:
@@ -66,7 +69,7 @@ def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> 
         if limit is None or found.peak_gb <= limit:
             return found
     need = f"{found.peak_gb:.2f} GB" if found else "more memory than there is"
-    largest = _largest_that_fits(trainer, batch, found, limit)
+    largest = _largest_that_fits(trainer, batch, [small, found], limit)
     longest = max(sampler.lengths[list(key.rows)].sum() for key in batch)
     name = "`batch_budget`" if sampler.budget else "`per_device_train_batch_size`"
     fits = largest if sampler.budget else largest // longest
@@ -85,13 +88,12 @@ def _padded_size(sampler, batch) -> float:
     return len(batch) * max(sampler.lengths[list(key.rows)].sum() for key in batch)
 
 
-def _largest_that_fits(trainer, batch, found: Probe | None, limit_gb: float) -> float:
-    """Padded size, on a straight line through the memory of two batches; a fifth of the room is kept free."""
-    sizes = [max(1, len(batch) // 4), max(2, len(batch) // 2)] if found is None else [max(1, len(batch) // 2)]
-    probes = [] if found is None else [found]
-    for count in sizes:
-        if count < len(batch):
-            probes.append(_run(trainer, batch[:count], _padded_size(trainer.train_sampler, batch[:count])))
+def _largest_that_fits(trainer, batch, probes: list[Probe | None], limit_gb: float) -> float:
+    """Padded size, on a straight line through the memory of two batches; a twentieth is kept free."""
+    probes = [probe for probe in probes if probe is not None]
+    for part in (batch[: -(-len(batch) // 4)], batch[: -(-len(batch) // 2)]):
+        if len(probes) < 2 and len(part) < len(batch) and len(part) not in [p.num_examples for p in probes]:
+            probes.append(_run(trainer, part, _padded_size(trainer.train_sampler, part)))
     if len(probes) < 2:
         return 0.0
     (low_gb, low), (high_gb, high) = sorted((probe.peak_gb, probe.size) for probe in probes)
