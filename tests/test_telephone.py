@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from nest_hf.data import TelephoneChannel
+from nest_hf.data import AudioError, TelephoneChannel
 from nest_hf.data.pretraining import PretrainingDataset
 from nest_hf.data.speech_level import active_frames, active_level_dbov, frame_powers
 from nest_hf.data.telephone import PRESETS, ChannelDraw
@@ -197,6 +197,9 @@ def test_recordings_that_cannot_be_mixed_in_are_named(caplog):
     channel(speech(40), sampling_rate=16000, id="utt40")
     assert channel.pools["talkers"].bad == {"gone": "missing file", "mute": "silence"}
     assert "gone (missing file)" in caplog.text
+    with pytest.raises(ValueError, match="none of 2 recordings can be mixed in") as error:
+        TelephoneChannel.from_preset("only_babble").with_noise([broken, silent])(speech(1), sampling_rate=16000)
+    assert not isinstance(error.value, AudioError)  # which would only reject the one recording
 
 
 def test_a_channel_sent_to_another_process_gives_the_same_bits():

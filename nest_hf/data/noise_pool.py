@@ -61,7 +61,7 @@ class NoisePool:
         Silent ones and those that cannot be read are left out, and named in `bad` (id -> reason) and in the log.
 
         Raises:
-            AudioError: if none can be used.
+            ValueError: if none can be used.
         """
         if sampling_rate not in self._decoded:
             waves: dict[str, np.ndarray] = {}
@@ -88,6 +88,6 @@ class NoisePool:
                     len(self.bad), len(self.rows), ", ".join(f"{k} ({v})" for k, v in list(self.bad.items())[:5]),
                 )  # fmt: skip
             if not waves:
-                raise AudioError(f"none of {len(self.rows)} recordings can be mixed in: {self.bad}; mend the data.")
+                raise ValueError(f"none of {len(self.rows)} recordings can be mixed in: {self.bad}; mend the data.")
             self._decoded[sampling_rate] = waves
         return self._decoded[sampling_rate]
