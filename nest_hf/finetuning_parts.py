@@ -9,7 +9,6 @@ from .configuration_nest import NestConfig
 from .configuration_nest_asr import NestAsrAdaptorConfig, NestAsrCtcConfig
 from .convert_nemo import convert, read_archive
 from .ctc_tokenizer import build_ctc_tokenizer
-from .data.telephone import PRESETS, TelephoneChannel
 from .feature_extraction_nest import NestFeatureExtractor
 from .finetuning_arguments import FinetuneModelArguments
 from .modeling_nest import NestForCTC, NestModel
@@ -117,19 +116,3 @@ def _audio_tower(arguments: FinetuneModelArguments):
     if tower.config.model_type == "nest":
         return tower, NestFeatureExtractor.from_pretrained(source)
     return tower, ParakeetFeatureExtractor.from_pretrained(source)
-
-
-def telephone_channel(name: str | None, rows, *, seed: int) -> TelephoneChannel | None:
-    """A channel from a YAML or by the name of a preset, with the training recordings as talkers."""
-    if name is None:
-        return None
-    channel = TelephoneChannel.from_preset(name) if name in PRESETS else TelephoneChannel.from_yaml(name)
-    missing = channel.missing()
-    if "talkers" in missing:
-        channel = channel.with_noise(rows, seed=seed)
-    if missing := channel.missing():
-        raise ValueError(
-            f"`channel` {name} mixes in {', '.join(missing)}, which finetuning has not got; make the calls in advance "
-            "(training/prepare_data.py), or leave the step out."
-        )
-    return channel

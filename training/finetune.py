@@ -11,26 +11,22 @@ YAML files hold what differs from the defaults; options on the command line win.
 newest whole checkpoint when the same command is given again.
 """
 
-import json
 import logging
 import sys
-from pathlib import Path
 
-import datasets
 import numpy as np
 import torch
-import transformers
-from transformers import set_seed
 
-from nest_hf.callbacks import TrainLogCallback, report_audio
+from nest_hf.arguments import telephone_channel
+from nest_hf.callbacks import TrainLogCallback
 from nest_hf.data.batching import TokenBudgetBatchSampler
 from nest_hf.data.labelled import LabelledCollator, LabelledDataset, labelled_lengths, load_labelled
 from nest_hf.finetuning import FinetuneTrainer
 from nest_hf.finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
-from nest_hf.finetuning_parts import load_recogniser, telephone_channel
+from nest_hf.finetuning_parts import load_recogniser
 from nest_hf.parsing import error_line, parse_arguments, save_resolved
-from nest_hf.planned_trainer import last_complete_checkpoint
 from nest_hf.probe import probe_longest
+from nest_hf.runs import finish_run, start_run
 
 logger = logging.getLogger("finetune")
 
@@ -42,32 +38,10 @@ def main():
     )
     if not data_args.train_data:
         raise ValueError("`train_data` is missing: give labelled recordings, --train_data manifest.json.")
-    if args.output_dir in (None, "", "trainer_output"):
-        raise ValueError("`output_dir` is missing: say where the run goes, --output_dir runs/name.")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"one process sees {args.n_gpu} GPUs; start with `accelerate launch`, or choose one by --gpu_ids 0."
-        )
     if args.load_best_model_at_end and not data_args.eval_data:
         raise ValueError("`load_best_model_at_end` has no effect without `eval_data`; give it, or leave it out.")
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    first = args.process_index == 0
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    transformers.utils.logging.set_verbosity_warning()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    set_seed(args.seed)
+    resume = start_run(args)
     seed = args.data_seed if args.data_seed is not None else args.seed
-    with args.main_process_first(local=False, desc="looking for a checkpoint"):
-        newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None
-    resume = args.resume_from_checkpoint or newest
-    if resume and not any(Path(resume).glob("rng_state*")):
-        raise ValueError(
-            f"{resume} holds a model only (save_only_model); start from it with --model_name_or_path and "
-            "--auto_resume false."
-        )
 
     # 2. data
     with args.main_process_first(local=False, desc="reading the data"):
@@ -93,7 +67,9 @@ def main():
         "seed": seed,
         "on_bad_audio": data_args.on_bad_audio,
     }
-    channel = telephone_channel(data_args.channel, train.rows, seed=seed)
+    channel = telephone_channel(
+        data_args.channel, data_args.wideband_share or 0.0, talkers=train.rows, noise=None, seed=seed
+    )
     train_dataset = LabelledDataset(train, channel=channel, wideband_share=data_args.wideband_share or 0.0, **audio)
     train_lengths = labelled_lengths(train, data_args.budget_unit, processor, subsampling_factor)
     sampler = plan(train, train_lengths, data_args, args, args.per_device_train_batch_size, shuffle=True, seed=seed)
@@ -127,7 +103,7 @@ def main():
         predict_with_generate=args.predict_with_generate,
     )
     torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
-    if first:
+    if args.process_index == 0:
         save_resolved(args.output_dir, model_args, data_args, args)
         announce(model, [train, *evals.values()], sampler, args, resume)
     if data_args.probe:
@@ -135,17 +111,7 @@ def main():
 
     # 6. train, validate, save
     trainer.train(resume_from_checkpoint=resume)
-    metrics = trainer.last_metrics() or (trainer.evaluate() if evals else {})
-    trainer.save_model(args.output_dir)
-    trainer.save_state()
-    audio_report = trainer.gather_audio_report()
-    if first:
-        report_audio(audio_report, args.output_dir)
-        Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
-        for name, value in metrics.items():
-            if not name.endswith(("_runtime", "_per_second")):
-                logger.info("%s: %.6g", name, value)
-        logger.info("\nthe model is in %s; load it with", args.output_dir)
+    if finish_run(trainer, validated=bool(evals)):
         logger.info("    from nest_hf import %s", type(model).__name__)
         logger.info('    model = %s.from_pretrained("%s")', type(model).__name__, args.output_dir)
         logger.info('    processor = AutoProcessor.from_pretrained("%s")   # of transformers', args.output_dir)
