@@ -135,7 +135,19 @@ def test_a_finished_job_is_not_done_again_and_another_is_refused(prepared, wide)
 def test_files_of_another_kind_are_not_replaced(wide, tmp_path):
     (tmp_path / "train.jsonl").write_text("mine")
     assert "would replace" in prepare(CHANNEL, "--data", wide, "--output_dir", tmp_path, ok=False)
-    assert (tmp_path / "train.jsonl").read_text() == "mine"
+    text = prepare(CHANNEL, "--data", wide, "--output_dir", tmp_path, "--overwrite", "true", ok=False)
+    assert "would replace" in text and (tmp_path / "train.jsonl").read_text() == "mine"
+
+
+def test_overwriting_replaces_an_earlier_job_alone(wide, tmp_path):
+    rows = {"train": load_speech_dataset(wide)}
+    (tmp_path / "notes.txt").write_text("mine")
+    stage0.claim_folder(tmp_path, rows, {"seed": 1})
+    (tmp_path / "audio").mkdir()
+    with pytest.raises(ValueError, match="`seed` 1, now 2"):
+        stage0.claim_folder(tmp_path, rows, {"seed": 2})
+    stage0.claim_folder(tmp_path, rows, {"seed": 2}, overwrite=True)
+    assert not (tmp_path / "audio").exists() and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_real_calls_are_only_resampled_and_odd_recordings_counted(wide, tmp_path):

@@ -13,11 +13,9 @@ The same command again goes on where it was stopped. The folder then holds `audi
 in the column `channel`.
 """
 
-import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -43,6 +41,7 @@ from nest_hf.data.preparation import (
     OUTPUTS,
     Part,
     PartWriter,
+    claim_folder,
     is_done,
     kept_rows,
     part_lines,
@@ -132,7 +131,9 @@ def main():
     )  # fmt: skip
     if args.check:
         return check(writer, args)
-    claim_folder(out, splits, args)
+    settings = {k: v for k, v in asdict(args).items() if k not in (*NOT_IN_THE_RESULT, "output_dir")}
+    claim_folder(out, splits, settings, overwrite=args.overwrite)
+    save_resolved(args.output_dir, args)
     parts = plan_parts(splits, args.rows_per_part)
     done = [read_part(args.output_dir, part) for part in parts if is_done(args.output_dir, part)]
     todo = [part for part in parts if not is_done(args.output_dir, part)]
@@ -205,41 +206,6 @@ def with_noise(channel: TelephoneChannel, train, real: frozenset[str], args) -> 
             "--impulse_responses or --babble_data, or --missing_noise skip."
         )
     return channel
-
-
-def claim_folder(out: Path, splits, args) -> None:
-    """Writes what the folder is for; refuses one that holds the result of other arguments or data."""
-    settings = {k: v for k, v in asdict(args).items() if k not in (*NOT_IN_THE_RESULT, "output_dir")}
-    digest = hashlib.blake2b(digest_size=16)
-    for name, rows in splits.items():
-        for column in ("id", "text", "source"):
-            digest.update(json.dumps([name, rows[column][:]]).encode())
-    settings["data_hash"] = digest.hexdigest()
-    settings = json.loads(json.dumps(settings))
-    claim = out / "parts" / "settings.json"
-    if args.overwrite:
-        for name in ("audio", "parts", "train", "dev"):
-            shutil.rmtree(out / name, ignore_errors=True)
-        for path in result_files(out):
-            path.unlink(missing_ok=True)
-    if claim.exists():
-        before = json.loads(claim.read_text(encoding="utf-8"))
-        changed = [key for key in settings if before.get(key) != settings[key]]
-        if changed:
-            values = ", ".join(f"`{key}` {before.get(key)!r}, now {settings[key]!r}" for key in changed[:3])
-            raise ValueError(f"{out} holds the work of another command ({values}); choose another output_dir, or "
-                             "--overwrite true.")  # fmt: skip
-    elif any((out / name).exists() for name in ("audio", "train", "dev")) or any(
-        p.exists() for p in result_files(out)
-    ):
-        raise ValueError(f"{out} holds files that this script would replace; choose another output_dir.")
-    write_whole(claim, json.dumps(settings, indent=2).encode())
-    save_resolved(args.output_dir, args)
-
-
-def result_files(out: Path) -> list[Path]:
-    manifests = [f"{split}{kind}.jsonl" for split in ("train", "dev") for kind in ("", ".chatml")]
-    return [out / name for name in (*manifests, "rejected.jsonl", "report.json")]
 
 
 def announce(splits, channel, real, parts: list[Part], todo: list[Part], args) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import platform
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -214,6 +215,46 @@ def kept_rows(folder: str, parts: list[Part]) -> Iterator[dict]:
             if kind == "kept":
                 path = os.path.join(os.path.abspath(folder), value.pop("file"))
                 yield {**value, "audio": {"bytes": None, "path": path}}
+
+
+def claim_folder(out: Path, splits: dict[str, datasets.Dataset], settings: dict, *, overwrite: bool = False) -> None:
+    """
+    Writes into a folder what it is for, `parts/settings.json`.
+
+    Args:
+        out (`Path`): The folder.
+        splits (`dict[str, datasets.Dataset]`): Rows that are done there.
+        settings (`dict`): All that the result depends on beside the rows.
+        overwrite (`bool`, *optional*, defaults to `False`): Delete what an earlier job wrote, and nothing else.
+
+    Raises:
+        ValueError: if the folder holds the result of other settings or rows, or files that would be replaced.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for name, rows in splits.items():
+        for column in ("id", "text", "source"):
+            digest.update(json.dumps([name, rows[column][:]]).encode())
+    settings = json.loads(json.dumps({**settings, "data_hash": digest.hexdigest()}))
+    claim = out / "parts" / "settings.json"
+    folders = [out / name for name in ("audio", "train", "dev")]
+    results = [out / f"{split}{kind}.jsonl" for split in ("train", "dev") for kind in ("", ".chatml")]
+    results += [out / "rejected.jsonl", out / "report.json"]
+    if overwrite and claim.exists():  # what lies there is an earlier job's
+        for folder in (*folders, out / "parts"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in results:
+            path.unlink(missing_ok=True)
+    if claim.exists():
+        before = json.loads(claim.read_text(encoding="utf-8"))
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        if changed:
+            values = ", ".join(f"`{key}` {before.get(key)!r}, now {settings[key]!r}" for key in changed[:3])
+            raise ValueError(
+                f"{out} holds the work of another command ({values}); choose another output_dir, or --overwrite true."
+            )
+    elif any(path.exists() for path in (*folders, *results)):
+        raise ValueError(f"{out} holds files that this script would replace; choose another output_dir.")
+    write_whole(claim, json.dumps(settings, indent=2).encode())
 
 
 def run_parts(writer: PartWriter, parts: list[Part], *, num_proc: int, engine: str = "local") -> Iterator[PartResult]:
