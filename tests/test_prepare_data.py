@@ -123,6 +123,15 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(prepared, wide, tmp
     assert not list(out.rglob("*.incomplete"))
 
 
+def test_skipping_what_is_missing_keeps_what_is_there(wide, tmp_path):
+    """`missing_noise: skip` leaves out the noise that nobody gave, and not the babble, which the data give."""
+    (tmp_path / "channel.yaml").write_text("steps: [noise, babble]\nmissing_noise: skip\n")
+    prepare(tmp_path / "channel.yaml", "--data", wide, "--output_dir", tmp_path / "out", "--num_proc", 1)
+    for row in load_speech_dataset(str(tmp_path / "out" / "train.jsonl")):
+        noise, babble = ChannelDraw.from_json(row["channel"]).steps
+        assert "skipped" in noise and len(babble["talkers"]) >= 3
+
+
 def test_a_finished_job_is_not_done_again_and_another_is_refused(prepared, wide):
     before = {path: path.stat().st_mtime_ns for path in prepared.rglob("*.flac")}
     same = ["--data", wide, "--output_dir", prepared, "--num_proc", 1, "--rows_per_part", 4, "--seed", 7]

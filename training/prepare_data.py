@@ -194,7 +194,7 @@ def with_noise(channel: TelephoneChannel, train, real: frozenset[str], args) -> 
         raise ValueError("`babble_data` has no effect: this channel has no step `babble`; leave it out.")
     if args.babble_data:
         given["talkers"], _ = load_with_report(args.babble_data, name="babble", on_bad_audio=args.on_bad_audio)
-    elif "talkers" in channel.missing() and args.missing_noise == "error":
+    elif "talkers" in channel.missing():
         wideband = np.flatnonzero([source not in real for source in train["source"][:]])
         given["talkers"] = train.select(wideband) if len(wideband) < len(train) else train
         if not len(given["talkers"]):
