@@ -115,6 +115,12 @@ def ctc_greedy(log_probs: torch.Tensor, lengths: torch.Tensor | None = None, *, 
     return collapse(best_path(log_probs, lengths, blank_id=blank_id).ids, blank_id=blank_id)
 
 
+def ctc_text(tokenizer, ids: list[int]) -> str:
+    """Ids of a decoded path, collapsed already, as text."""
+    options = {} if tokenizer.is_fast else {"group_tokens": False}  # which `Wav2Vec2CTCTokenizer` would do again
+    return tokenizer.decode(ids, skip_special_tokens=True, **options)
+
+
 @torch.inference_mode()
 def ctc_beam_search(
     log_probs: torch.Tensor,
@@ -242,4 +248,13 @@ def _trace_back(parents, tokens, scores, beams) -> list[list[Hypothesis]]:
     ]
 
 
-__all__ = ["BestPath", "Hypothesis", "best_path", "collapse", "ctc_beam_search", "ctc_greedy", "frame_lengths"]
+__all__ = [
+    "BestPath",
+    "Hypothesis",
+    "best_path",
+    "collapse",
+    "ctc_beam_search",
+    "ctc_greedy",
+    "ctc_text",
+    "frame_lengths",
+]

@@ -98,6 +98,7 @@ def guard_text(
     num_tokens: int | None = None,
     max_new_tokens: int | None = None,
     settings: GuardSettings | None = None,
+    warn: bool = True,
 ) -> GuardDecision:
     """
     Decides between the language model's text, the CTC text and none.
@@ -112,12 +113,13 @@ def guard_text(
             Tokens generated, the end token not counted, and their limit. Where all of the limit is used, the text has
             no end: a warning is logged, and the CTC text used.
         settings ([`GuardSettings`], *optional*): Thresholds.
+        warn (`bool`, *optional*, defaults to `True`): `False` where the caller counts the texts without an end.
     """
     settings = settings or GuardSettings()
     period, length = longest_repetition(lm_text, settings.max_loop_period)
     ctc_length = repetition_length(ctc_text, period) if period else 0
     cut_off = num_tokens is not None and max_new_tokens is not None and num_tokens >= max_new_tokens
-    if not ctc_text.strip() and blank.mean >= settings.min_silence_blank:
+    if is_silence(ctc_text, blank, settings):
         source, reason = "empty", "silence"
     elif length >= 2 * ctc_length + settings.min_loop_excess:
         source, reason = "ctc", "loop"
@@ -127,7 +129,7 @@ def guard_text(
         source, reason = "ctc", "too long"
     else:
         source, reason = "lm", "ok"
-    if cut_off:
+    if cut_off and warn:
         logger.warning(
             "a text was cut off at `max_new_tokens` %d (%s: %r ...); if real speech was cut, raise `tokens_per_s`.",
             max_new_tokens, reason, lm_text[:20],
@@ -146,6 +148,11 @@ def guard_text(
         num_tokens=num_tokens,
         max_new_tokens=max_new_tokens,
     )
+
+
+def is_silence(ctc_text: str, blank: BlankStatistics, settings: GuardSettings) -> bool:
+    """Whether the CTC head hears nothing, so that the language model need not be asked."""
+    return not ctc_text.strip() and blank.mean >= settings.min_silence_blank
 
 
 def blank_statistics(
@@ -240,6 +247,7 @@ __all__ = [
     "GuardSettings",
     "blank_statistics",
     "guard_text",
+    "is_silence",
     "longest_repetition",
     "max_new_tokens",
     "repetition_length",

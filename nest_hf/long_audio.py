@@ -81,7 +81,8 @@ def find_cuts(log_probs: Sequence[torch.Tensor], starts: Sequence[int], *, blank
     the middle.
 
     Args:
-        log_probs (`Sequence[torch.FloatTensor]` of shape `(T, V)` each): Posteriors of the windows, in order.
+        log_probs (`Sequence[torch.FloatTensor]` of shape `(T, V)` each):
+            Posteriors of the windows, in order; or, to save memory, their best classes alone, integers `(T,)`.
         starts (`Sequence[int]`): First frame of each: `window.start // samples_per_frame`.
         blank_id (`int`): Class of the CTC blank.
 
@@ -99,8 +100,7 @@ def find_cuts(log_probs: Sequence[torch.Tensor], starts: Sequence[int], *, blank
                 "pass windows of `plan_windows` in their order."
             )
         first = right_start - left_start
-        left_ids = left[first : first + overlap].argmax(-1).cpu().numpy()
-        right_ids = right[:overlap].argmax(-1).cpu().numpy()
+        left_ids, right_ids = _best_classes(left[first : first + overlap]), _best_classes(right[:overlap])
         agree = left_ids == right_ids
         margin = _margin(agree & (left_ids == blank_id))
         if not margin.any():
@@ -110,6 +110,10 @@ def find_cuts(log_probs: Sequence[torch.Tensor], starts: Sequence[int], *, blank
         best = int(np.argmax(margin - distance / (overlap + 1))) if overlap else 0
         cuts.append(right_start + best)
     return cuts
+
+
+def _best_classes(piece: torch.Tensor) -> np.ndarray:
+    return (piece if piece.ndim == 1 else piece.argmax(-1)).cpu().numpy()
 
 
 def _margin(mask: np.ndarray) -> np.ndarray:
