@@ -43,7 +43,7 @@ def test_mel_frames_are_those_of_the_feature_extractor():
     ("arguments", "message"),
     [
         ({"unit": "frames"}, "`unit` is 'frames'; choose one of seconds, mel_frames"),
-        ({"unit": "seconds", "target_tokens": [1] * 4}, "have no effect on seconds"),
+        ({"unit": "seconds", "target_tokens": [1] * 4}, "has no effect on seconds"),
         ({"unit": "llm_tokens"}, "needs `num_audio_tokens`"),
         ({"unit": "llm_tokens", "num_audio_tokens": abs}, "either `target_tokens` or `tokenize`"),
         ({"unit": "llm_tokens", "num_audio_tokens": abs, "target_tokens": [1]}, "has 1 counts for 4 rows"),
@@ -54,3 +54,10 @@ def test_counts_that_are_missing_or_idle_are_refused(arguments, message):
         row_lengths(ROWS, **arguments)
     with pytest.raises(ValueError, match="1 of 1 rows have no `duration`"):
         row_lengths(datasets.Dataset.from_dict({"duration": [None]}))
+
+
+def test_frames_and_tokens_adds_each_target_to_its_frames():
+    rows = datasets.Dataset.from_dict({"duration": [1.0, 2.005], "text": ["abc", "a"]})
+    lengths = row_lengths(rows, "frames_and_tokens", tokenize=lambda texts: [list(text) for text in texts])
+    assert lengths.tolist() == [103.0, 201.0]
+    assert row_lengths(rows, "frames_and_tokens", target_tokens=[0, 5]).tolist() == [100.0, 205.0]

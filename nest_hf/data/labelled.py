@@ -189,6 +189,11 @@ def labelled_lengths(labelled: LabelledRows, unit: str, processor, subsampling_f
             raise ValueError("`budget_unit` llm_tokens needs a language model; choose seconds or encoder_frames.")
         samples = np.round(np.array(labelled.rows["duration"][:]) * processor.sampling_rate).astype(np.int64)
         return processor.num_tokens(samples, labelled.texts).astype(np.float64)
+    if unit == "frames_and_tokens":
+        has_lm = isinstance(processor, NestAsrProcessor)
+        texts = labelled.texts if has_lm else labelled.ctc_texts
+        ids = processor.tokenizer(texts, add_special_tokens=False).input_ids
+        return row_lengths(labelled.rows, unit, target_tokens=[len(row) for row in ids])
     return row_lengths(labelled.rows, unit, subsampling_factor=subsampling_factor)
 
 

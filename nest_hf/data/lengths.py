@@ -7,7 +7,7 @@ import numpy as np
 
 from ..configuration_nest_asr import num_encoder_frames
 
-UNITS = ("seconds", "mel_frames", "encoder_frames", "llm_tokens")
+UNITS = ("seconds", "mel_frames", "encoder_frames", "llm_tokens", "frames_and_tokens")
 
 
 def row_lengths(
@@ -26,16 +26,18 @@ def row_lengths(
     Args:
         rows (`datasets.Dataset`): From [`load_speech_dataset`], with `duration` in seconds.
         unit (`str`, *optional*, defaults to `"seconds"`):
-            `seconds`; `mel_frames` of 10 ms, 100 to the second; `encoder_frames`, after the subsampling; or
-            `llm_tokens`: prompt, audio and target, as the language model reads them.
+            `seconds`; `mel_frames` of 10 ms, 100 to the second; `encoder_frames`, after the subsampling;
+            `llm_tokens`: prompt, audio and target, as the language model reads them; or `frames_and_tokens`: mel
+            frames of 10 ms and the target's tokens, as FunASR's token batches count.
         subsampling_factor (`int`, *optional*, defaults to 8): Mel frames per encoder frame, for `encoder_frames`.
         num_audio_tokens (`Callable`, *optional*):
             From mel frames to placeholders, for `llm_tokens`: `NestAsrConfig.num_audio_tokens`.
         prompt_tokens (`int` or `Sequence[int]`, *optional*, defaults to 0):
             For `llm_tokens`, tokens of the template around audio and target, of all rows or of each.
-        target_tokens (`Sequence[int]`, *optional*): For `llm_tokens`, tokens of each row's text, already counted.
+        target_tokens (`Sequence[int]`, *optional*):
+            For `llm_tokens` and `frames_and_tokens`, tokens of each row's text, already counted.
         tokenize (`Callable`, *optional*):
-            For `llm_tokens` in place of `target_tokens`: from texts to their tokens,
+            In place of `target_tokens`: from texts to their tokens,
             `lambda texts: tokenizer(texts, add_special_tokens=False).input_ids`.
 
     Returns:
@@ -56,10 +58,12 @@ def row_lengths(
     durations = np.array(rows["duration"][:], dtype=np.float64)
     if missing := int(np.isnan(durations).sum()):
         raise ValueError(f"{missing} of {len(durations)} rows have no `duration`; load them with `need_duration`.")
-    if unit != "llm_tokens" and not (num_audio_tokens is target_tokens is tokenize is None):
-        raise ValueError(
-            f"`num_audio_tokens`, `target_tokens` and `tokenize` have no effect on {unit}; leave them out."
-        )
+    no_effect = {"num_audio_tokens": num_audio_tokens} if unit != "llm_tokens" else {}
+    if unit not in ("llm_tokens", "frames_and_tokens"):
+        no_effect.update(target_tokens=target_tokens, tokenize=tokenize)
+    for name, value in no_effect.items():
+        if value is not None:
+            raise ValueError(f"`{name}` has no effect on {unit}; leave it out.")
     if unit == "seconds":
         return durations
     frames = mel_frames(durations)
@@ -67,14 +71,17 @@ def row_lengths(
         return frames.astype(np.float64)
     if unit == "encoder_frames":
         return num_encoder_frames(frames, subsampling_factor).astype(np.float64)
-    if num_audio_tokens is None or (target_tokens is None) == (tokenize is None):
-        raise ValueError("`llm_tokens` needs `num_audio_tokens`, and either `target_tokens` or `tokenize`.")
-    if tokenize is not None:
-        target_tokens = _count_tokens(rows, tokenize)
-    parts = [num_audio_tokens(frames), np.asarray(target_tokens), np.broadcast_to(prompt_tokens, frames.shape)]
-    if len(parts[1]) != len(frames):
-        raise ValueError(f"`target_tokens` has {len(parts[1])} counts for {len(frames)} rows; give one per row.")
-    return np.sum(parts, axis=0, dtype=np.float64)
+    if unit == "llm_tokens" and num_audio_tokens is None:
+        raise ValueError("`llm_tokens` needs `num_audio_tokens`.")
+    if (target_tokens is None) == (tokenize is None):
+        raise ValueError(f"`{unit}` needs either `target_tokens` or `tokenize`.")
+    target_tokens = np.asarray(_count_tokens(rows, tokenize) if target_tokens is None else target_tokens)
+    if len(target_tokens) != len(frames):
+        raise ValueError(f"`target_tokens` has {len(target_tokens)} counts for {len(frames)} rows; give one per row.")
+    if unit == "frames_and_tokens":
+        return np.sum([frames, target_tokens], axis=0, dtype=np.float64)
+    prompt_tokens = np.broadcast_to(prompt_tokens, frames.shape)
+    return np.sum([num_audio_tokens(frames), target_tokens, prompt_tokens], axis=0, dtype=np.float64)
 
 
 def mel_frames(durations_s: np.ndarray) -> np.ndarray:
