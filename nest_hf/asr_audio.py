@@ -31,10 +31,7 @@ def read_waves(audio, sampling_rate: int | None, target_rate: int) -> list[np.nd
     for index, item in enumerate([audio] if is_single(audio) else audio):
         rate = sampling_rate or target_rate
         if isinstance(item, (str, os.PathLike)):
-            import soundfile
-
-            item, rate = soundfile.read(item, dtype="float32", always_2d=True)
-            item = item.mean(1)
+            item, rate = read_file(item)
         wave = np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item, dtype=np.float32)
         if wave.ndim != 1 or not len(wave):
             raise ValueError(
@@ -47,6 +44,14 @@ def read_waves(audio, sampling_rate: int | None, target_rate: int) -> list[np.nd
     if not waves:
         raise ValueError("`audio` is empty; pass at least one recording.")
     return waves
+
+
+def read_file(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """A file's samples `(N,)`, the average of its channels, and its rate in Hz."""
+    import soundfile
+
+    wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return wave.mean(1), rate
 
 
 def resample(wave: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarray:

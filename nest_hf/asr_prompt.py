@@ -1,5 +1,7 @@
 """The prompt of the recogniser: one chat template, in training and in inference."""
 
+from typing import NamedTuple
+
 from transformers.audio_utils import prepare_language_inputs
 from transformers.models.fun_asr_nano.processing_fun_asr_nano import LANGUAGE_CODE_TO_NAME
 from transformers.processing_utils import prepare_keyword_inputs, prepare_prompt_input
@@ -37,12 +39,29 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
-def transcription_requests(batch_size: int, language, prompt, keywords, itn) -> list[tuple]:
-    """(language, prompt, keywords, itn) of each recording, from one for all or a list."""
+class Request(NamedTuple):
+    """
+    What the prompt of a recording says.
+
+    Attributes:
+        language (`str`, *optional*): As the template writes it: 中文, 英文 or 日文.
+        prompt (`str`, *optional*): Context that may help.
+        keywords (`tuple[str, ...]`): Hotwords.
+        itn (`bool`): Numbers and units as written, not as spoken.
+    """
+
+    language: str | None = None
+    prompt: str | None = None
+    keywords: tuple[str, ...] = ()
+    itn: bool = True
+
+
+def transcription_requests(batch_size: int, language=None, prompt=None, keywords=None, itn=True) -> list[Request]:
+    """One request per recording, of what is given once for all or as a list with one, or None, for each."""
     languages = prepare_language_inputs(language, batch_size, LANGUAGE_CODE_TO_NAME, return_code=False)
     prompts = prepare_prompt_input(prompt, batch_size, input_name="prompt")
     keyword_lists = [tuple(words or ()) for words in prepare_keyword_inputs(keywords, batch_size)]
     itns = [itn] * batch_size if isinstance(itn, bool) else list(itn)
     if len(itns) != batch_size:
         raise ValueError(f"`itn` has {len(itns)} values for {batch_size} recordings; pass one, or one for each.")
-    return list(zip(languages, prompts, keyword_lists, itns, strict=True))
+    return [Request(*fields) for fields in zip(languages, prompts, keyword_lists, itns, strict=True)]

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .asr_outputs import NestAsrEncodedAudio
+from .asr_prompt import Request
 from .configuration_nest_asr import num_encoder_frames
 from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
 from .guards import GuardDecision, GuardSettings, blank_statistics, guard_text, is_silence, max_new_tokens
@@ -46,7 +47,9 @@ class DecodingSettings:
             activity detection, `"vad"`, for which silero-vad is needed.
         max_window_s (`float`, *optional*, defaults to 30.0): Longest audio that is decoded in one piece.
         overlap_s (`float`, *optional*, defaults to 4.0): Seconds that neighbouring windows share.
-        batch_duration_s (`float`, *optional*, defaults to 160.0): Seconds of a batch, padding included.
+        batch_duration_s (`float`, *optional*, defaults to 160.0):
+            Seconds of a batch, padding included. With a language model each recording counts 4 s more for its prompt,
+            and once for every beam: a second is at most 25 tokens in the cache, of Qwen3-0.6B in bfloat16 3 MB.
     """
 
     mode: str = "lm"
@@ -77,15 +80,6 @@ class DecodingSettings:
             )
         if self.mode == "ctc" and self.num_beams != 1:
             raise ValueError(f"`num_beams` is {self.num_beams}, but `mode` 'ctc' runs no language model; set it to 1.")
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the prompt of a recording says beside its hotwords, see [`NestAsrProcessor`]."""
-
-    language: str | None = None
-    prompt: str | None = None
-    itn: bool = True
 
 
 @dataclass(frozen=True)
@@ -188,7 +182,7 @@ class BatchDecoder:
         """
         Args:
             waves (`Sequence[np.ndarray]`): B mono waveforms at `sampling_rate`.
-            requests (`Sequence[Request]`): One for each.
+            requests (`Sequence[Request]`): What each prompt says; its hotwords are chosen here.
             hotwords ([`~hotwords.HotwordFilter`] or `Sequence[str]`, *optional*):
                 Picks those of each prompt; or the words of all prompts.
             timed (`Sequence[str]`, *optional*): Of `"text"`, `"lm_text"`, `"ctc_text"`, whose characters get times.
@@ -219,7 +213,8 @@ class BatchDecoder:
                 rows = [r for r in rows if not is_silence(ctc_texts[r], blanks[r], self.settings.guard)]
             named = [words if row in rows else () for row, words in enumerate(named)]
             seconds = [len(waves[row]) / self.sampling_rate for row in rows]
-            answers = self._generate(encoded, num_audio_tokens, rows, requests, named, seconds)
+            chosen = [requests[row]._replace(keywords=named[row]) for row in rows]
+            answers = self._generate(encoded, num_audio_tokens, rows, chosen, seconds)
             for row, *answer in zip(rows, *answers, strict=True):
                 lm_texts[row], counts[row], limits[row] = answer
 
@@ -236,7 +231,9 @@ class BatchDecoder:
 
         # 5. times of characters
         by_kind = {"text": texts, "lm_text": lm_texts, "ctc_text": ctc_texts}
-        times = {kind: self._times(log_probs, lengths, by_kind[kind]) for kind in timed}
+        # most often the language model's text is the text
+        aligned = {key: self._times(log_probs, lengths, key) for key in {tuple(by_kind[kind]) for kind in timed}}
+        times = {kind: aligned[tuple(by_kind[kind])] for kind in timed}
         return [
             DecodedAudio(
                 text=texts[row],
@@ -276,28 +273,17 @@ class BatchDecoder:
             ids = [row[0].token_ids for row in beams]
         return [ctc_text(self.ctc_tokenizer, row) for row in ids]
 
-    def _generate(self, encoded, num_audio_tokens, rows: list[int], requests, named, seconds: list[float]):
+    def _generate(self, encoded, num_audio_tokens, rows: list[int], requests: list[Request], seconds: list[float]):
         """Answers of `rows`, the numbers of their tokens without the end token, and the limits of these."""
         if not rows:
             return [], [], []
         processor, device = self.processor, self.model.device
-        if len(rows) < len(requests):
-            index = torch.tensor(rows, device=device)
-            encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
+        index = torch.tensor(rows, device=device)
+        encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
 
         # prompts, without the features that the processor's call would make once more
-        prompts = processor._prompts(
-            len(rows),
-            [requests[row].language for row in rows],
-            [requests[row].prompt for row in rows],
-            [list(named[row]) for row in rows],
-            [requests[row].itn for row in rows],
-        )
-        counts = num_audio_tokens.tolist()
-        prompts = [
-            torch.from_numpy(np.repeat(ids, np.where(ids == processor.audio_token_id, counts[row], 1)))
-            for row, ids in zip(rows, prompts, strict=True)
-        ]
+        prompts = processor.with_placeholders(processor.prompts(requests), num_audio_tokens[index].tolist())
+        prompts = [torch.from_numpy(ids) for ids in prompts]
         pad_token_id = processor.tokenizer.pad_token_id
         pad_token_id = processor.end_token_id if pad_token_id is None else pad_token_id
         options = {"batch_first": True, "padding_side": "left"}
@@ -338,4 +324,4 @@ class BatchDecoder:
         )
 
 
-__all__ = ["BatchDecoder", "DecodedAudio", "DecodingSettings", "Request"]
+__all__ = ["BatchDecoder", "DecodedAudio", "DecodingSettings"]

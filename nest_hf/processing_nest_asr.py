@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .asr_audio import is_single, min_samples, num_feature_frames, read_waves, resampled_length
-from .asr_prompt import AUDIO_TOKEN, CHAT_TEMPLATE, transcription_requests
+from .asr_prompt import AUDIO_TOKEN, CHAT_TEMPLATE, Request, transcription_requests
 from .configuration_nest_asr import NestAsrConfig, num_audio_tokens, num_encoder_frames
 
 MAX_CACHED_PROMPTS = 4096
@@ -173,11 +174,8 @@ class NestAsrProcessor(ProcessorMixin):
             if len(prompts) != len(waves):
                 raise ValueError(f"`text` has {len(prompts)} prompts for {len(waves)} recordings; pass one for each.")
         else:
-            prompts = self._prompts(len(waves), language, prompt, keywords, itn)
-        rows = [
-            np.repeat(ids, np.where(ids == self.audio_token_id, count, 1))
-            for ids, count in zip(prompts, self._num_audio_tokens(mask.sum(-1)).tolist(), strict=True)
-        ]
+            prompts = self.prompts(transcription_requests(len(waves), language, prompt, keywords, itn))
+        rows = self.with_placeholders(prompts, self._num_audio_tokens(mask.sum(-1)).tolist())
         data = {"input_features": features["input_features"], "input_features_mask": mask}
 
         # 3. answers and labels
@@ -223,7 +221,7 @@ class NestAsrProcessor(ProcessorMixin):
         if tokenize:
             return self(audio=audio, language=language, prompt=prompt, keywords=keywords, itn=itn, **kwargs)
         requests = transcription_requests(1 if is_single(audio) else len(audio), language, prompt, keywords, itn)
-        return [self._render(*request) for request in requests]
+        return [self._render(request) for request in requests]
 
     def num_tokens(
         self,
@@ -250,7 +248,7 @@ class NestAsrProcessor(ProcessorMixin):
         num_samples = np.asarray(num_samples, dtype=np.int64)
         num_samples = resampled_length(num_samples, sampling_rate or self.sampling_rate, self.sampling_rate)
         num_samples = np.maximum(num_samples, min_samples(self.sampling_rate))
-        prompts = self._prompts(len(num_samples), language, prompt, keywords, itn)
+        prompts = self.prompts(transcription_requests(len(num_samples), language, prompt, keywords, itn))
         total = np.array([len(ids) - 1 for ids in prompts]) + self._num_audio_tokens(self.num_frames(num_samples))
         if transcripts is not None:
             total = total + np.array([len(answer) for answer in self._answers(transcripts, len(num_samples))])
@@ -262,7 +260,26 @@ class NestAsrProcessor(ProcessorMixin):
 
     def prompt_ids(self) -> list[int]:
         """Token ids of the default prompt, with one placeholder."""
-        return self._prompts(1, None, None, None, True)[0].tolist()
+        return self.prompts([Request()])[0].tolist()
+
+    def prompts(self, requests: Sequence[Request]) -> list[np.ndarray]:
+        """Token ids of each prompt, with one placeholder; equal requests are made once."""
+        prompts = []
+        for request in requests:
+            if request not in self._prompt_cache:
+                if len(self._prompt_cache) >= MAX_CACHED_PROMPTS:
+                    self._prompt_cache.clear()
+                self._texts([request.prompt or "", *request.keywords], 1 + len(request.keywords))
+                self._prompt_cache[request] = self._ids_of_prompt(self._render(request))
+            prompts.append(self._prompt_cache[request])
+        return prompts
+
+    def with_placeholders(self, prompts: Sequence[np.ndarray], counts: Sequence[int]) -> list[np.ndarray]:
+        """Token ids of each prompt, its placeholder as often as the recording has audio tokens."""
+        return [
+            np.repeat(ids, np.where(ids == self.audio_token_id, count, 1))
+            for ids, count in zip(prompts, counts, strict=True)
+        ]
 
     def decode_answers(self, sequences: torch.Tensor) -> list[str]:
         """Texts of `generate`'s result `(B, L)`: what follows this processor's prompt, or all where there is none."""
@@ -279,27 +296,15 @@ class NestAsrProcessor(ProcessorMixin):
         num_frames = num_encoder_frames(num_frames, self.subsampling_factor)
         return num_audio_tokens(num_frames, self.num_stacked_frames, self.audio_token_divisor)
 
-    def _prompts(self, batch_size, language, prompt, keywords, itn) -> list[np.ndarray]:
-        """Token ids of each prompt, with one placeholder; equal requests are made once."""
-        prompts = []
-        for request in transcription_requests(batch_size, language, prompt, keywords, itn):
-            if request not in self._prompt_cache:
-                if len(self._prompt_cache) >= MAX_CACHED_PROMPTS:
-                    self._prompt_cache.clear()
-                self._texts([request[1] or "", *request[2]], 1 + len(request[2]))
-                self._prompt_cache[request] = self._ids_of_prompt(self._render(*request))
-            prompts.append(self._prompt_cache[request])
-        return prompts
-
-    def _render(self, language, prompt, keywords, itn) -> str:
+    def _render(self, request: Request) -> str:
         content = [{"type": "audio"}]
-        if prompt:
-            content.append({"type": "text", "text": prompt})
-        if keywords:
-            content.append({"type": "keywords", "keywords": list(keywords)})
-        if language:
-            content.append({"type": "language", "language": language})
-        if not itn:
+        if request.prompt:
+            content.append({"type": "text", "text": request.prompt})
+        if request.keywords:
+            content.append({"type": "keywords", "keywords": list(request.keywords)})
+        if request.language:
+            content.append({"type": "language", "language": request.language})
+        if not request.itn:
             content.append({"type": "itn", "itn": False})
         return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -6,6 +6,7 @@ the texts of each recording joined again.
 
 import dataclasses
 import logging
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .asr_audio import is_single, read_waves
-from .asr_prompt import transcription_requests
-from .batch_decoding import BatchDecoder, DecodedAudio, DecodingSettings, Request
+from .asr_audio import is_single, read_file, read_waves
+from .asr_prompt import Request, transcription_requests
+from .batch_decoding import BatchDecoder, DecodedAudio, DecodingSettings
 from .configuration_nest import NestConfig
 from .guards import GuardDecision
 from .hotwords import HotwordFilter
@@ -28,6 +29,7 @@ from .vad import speech_segments
 
 logger = logging.getLogger(__name__)
 
+PROMPT_S = 4.0  # the tokens of a prompt with some hotwords, as seconds of audio at 12.5 tokens per second
 TEXTS = ("text", "lm_text", "ctc_text")
 
 
@@ -136,6 +138,7 @@ class Transcriber:
         """
         Args:
             audio: Mono waveforms `(samples,)` of floats in [-1, 1] or paths: a list, or one. Any length and rate.
+                The channels of a file are averaged; of a call with a speaker on each, pass every channel by itself.
             sampling_rate (`int` or `Sequence[int]`, *optional*):
                 Of the waveforms in Hz, one for all or for each; the model's by default. A file has its own.
             language, prompt, itn (*optional*): As in [`~NestAsrProcessor.apply_transcription_request`].
@@ -200,14 +203,11 @@ class Transcriber:
             raise ValueError(f"`sampling_rate` is {sampling_rate}; pass Hz above 0.")
         waves, durations_s = [], []
         for index, (item, rate) in enumerate(zip(audio, rates, strict=True)):
-            if not isinstance(item, str) and not hasattr(item, "__fspath__"):
-                item = _checked(item, index)
-                durations_s.append(len(item) / (rate or target))
-            wave = read_waves([item], rate, target)[0]
-            if len(durations_s) == index:
-                _checked(wave, index)
-                durations_s.append(len(wave) / target)
-            waves.append(wave)
+            if isinstance(item, str | os.PathLike):
+                item, rate = read_file(item)
+            item = _checked(item, index)
+            durations_s.append(len(item) / (rate or target))
+            waves += read_waves([item], rate, target)
         return waves, durations_s
 
     def _requests(self, number: int, language, prompt, itn) -> list[Request]:
@@ -218,8 +218,7 @@ class Transcriber:
             if given:
                 raise ValueError(f"`{given[0]}` has no effect in `mode` 'ctc', which has no prompt; leave it out.")
             return [Request()] * number
-        requests = transcription_requests(number, language, prompt, None, itn)
-        return [Request(language, prompt, itn) for language, prompt, _, itn in requests]
+        return transcription_requests(number, language, prompt, itn=itn)
 
     def _hotwords(self, hotwords: Sequence[str] | None) -> HotwordFilter | list[str]:
         """The filter of a list, kept for the next call; the list itself where nothing can filter it."""
@@ -275,10 +274,12 @@ class Transcriber:
 
     def _batches(self, num_samples: Sequence[int]) -> list[list[int]]:
         """Pieces by falling length, so that the largest batch comes first, up to `batch_duration_s` with padding."""
+        prompt_s, rows = (PROMPT_S, self.settings.num_beams) if self.settings.mode == "lm" else (0.0, 1)
         budget = self.settings.batch_duration_s * self.decoder.sampling_rate
+        cost = [rows * (number + prompt_s * self.decoder.sampling_rate) for number in num_samples]
         batches: list[list[int]] = []
         for number in sorted(range(len(num_samples)), key=lambda number: -num_samples[number]):
-            if batches and (len(batches[-1]) + 1) * num_samples[batches[-1][0]] <= budget:
+            if batches and (len(batches[-1]) + 1) * cost[batches[-1][0]] <= budget:
                 batches[-1].append(number)
             else:
                 batches.append([number])

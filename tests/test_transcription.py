@@ -141,6 +141,46 @@ def test_recordings_of_any_rate_type_and_place_are_the_same(processor, tmp_path)
     assert [result.duration_s for result in rates] == [1.0, 1.0]
 
 
+def test_a_file_counts_its_own_seconds_and_the_average_of_its_channels(processor, tmp_path):
+    import soundfile
+
+    transcriber = Transcriber(tiny_model(processor), processor)
+    (wave,) = waves(0.03)
+    soundfile.write(tmp_path / "a.wav", np.stack([wave, np.zeros_like(wave)], axis=1), 8000, subtype="FLOAT")
+    (from_file,) = transcriber([tmp_path / "a.wav"])
+    assert from_file.duration_s == 0.06
+    assert [from_file] == transcriber(wave / 2, sampling_rate=8000)
+    soundfile.write(tmp_path / "empty.wav", wave[:0], 8000)
+    with pytest.raises(ValueError, match="recording 1 .* no samples"):
+        transcriber([wave, tmp_path / "empty.wav"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["nest", "parakeet_encoder", "fun_asr_nano_encoder"])
+def test_weights_of_half_precision_hear_nearly_the_same(kind, dtype):
+    processor = tiny_processor(kind=kind)
+    recordings = waves(0.5, 1.0, 3.0)
+    options = {"hotwords": ["一二", "三四五"], "timestamps": True}
+    settings = DecodingSettings(max_window_s=2.0, overlap_s=0.5)
+    model = tiny_model(processor, kind)
+    exact = Transcriber(model, processor, settings=settings)(recordings, **options)
+    rough = Transcriber(model.to(dtype), processor, settings=settings)(recordings, **options)
+    for a, b in zip(exact, rough, strict=True):
+        assert abs(a.decisions[0].blank_mean - b.decisions[0].blank_mean) < 0.02
+        assert b.characters is not None and "".join(timed.text for timed in b.characters) == b.text
+
+
+def test_a_batch_of_many_short_recordings_has_room_for_their_prompts(processor):
+    def sizes(num_beams, mode="lm"):
+        settings = DecodingSettings(mode=mode, num_beams=num_beams, batch_duration_s=40.0)
+        transcriber = Transcriber(tiny_model(processor), processor, settings=settings)
+        return [len(batch) for batch in transcriber._batches([16000] * 16 + [64000])]
+
+    assert sizes(1) == [5, 8, 4]  # 8 s each, then 5 s
+    assert sizes(2) == [2, 4, 4, 4, 3]
+    assert sizes(1, mode="ctc") == [10, 7]
+
+
 # ---- CTC alone
 
 
