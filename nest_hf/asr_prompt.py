@@ -1,5 +1,7 @@
 """The prompt of the recogniser: one chat template, in training and in inference."""
 
+import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers.audio_utils import prepare_language_inputs
@@ -39,6 +41,14 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
 
 
+# what the template makes of a message with audio, its placeholder left out
+REQUEST = re.compile(
+    r"(?:请结合上下文信息.*?\*\*上下文信息：\*\*\s*(?P<prompt>.*?)\s*(?:热词列表：\[(?P<keywords>[^\]]*)\]\s*)?)?"
+    r"语音转写(?:成(?P<language>\w+?))?(?P<raw>，不进行文本规整)?[：:]?",
+    re.DOTALL,
+)
+
+
 class Request(NamedTuple):
     """
     What the prompt of a recording says.
@@ -65,3 +75,22 @@ def transcription_requests(batch_size: int, language=None, prompt=None, keywords
     if len(itns) != batch_size:
         raise ValueError(f"`itn` has {len(itns)} values for {batch_size} recordings; pass one, or one for each.")
     return [Request(*fields) for fields in zip(languages, prompts, keyword_lists, itns, strict=True)]
+
+
+def request_in_prompt(text: str) -> Request:
+    """The request of a prompt in the words of the template, as FunASR's data have it; any other text is context."""
+    match = REQUEST.fullmatch(text)
+    if match is None:
+        return Request(prompt=text or None)
+    (request,) = transcription_requests(1, match["language"], match["prompt"] or None, itn=match["raw"] is None)
+    words = (word.strip() for word in (match["keywords"] or "").split(","))
+    return request._replace(keywords=tuple(word for word in words if word))
+
+
+def request_arguments(requests: Sequence[Request]) -> dict[str, list]:
+    """Requests as [`NestAsrProcessor`] takes them: `language`, `prompt`, `keywords` and `itn`, one per recording."""
+    columns = zip(*requests, strict=True)
+    return {
+        name: [list(v) if name == "keywords" else v for v in values]
+        for name, values in zip(Request._fields, columns, strict=True)
+    }

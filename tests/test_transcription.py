@@ -235,7 +235,8 @@ def test_silence_is_empty_and_costs_no_language_model(processor):
     model = hearing_model(processor, answer=lambda text: "五五五")
     model.generate = None
     silence = np.zeros(32000, dtype=np.float32)
-    (result,) = Transcriber(model, processor)([silence], hotwords=["一二"], timestamps=True)
+    lenient = DecodingSettings(hotword_threshold=-100.0)
+    (result,) = Transcriber(model, processor, settings=lenient)([silence], hotwords=["一二"], timestamps=True)
     assert (result.text, result.ctc_text, result.lm_text, result.words) == ("", "", None, ())
     assert result.decisions[0].reason == "silence" and not result.hotwords
 

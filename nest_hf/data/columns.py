@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Audio, Value
 
-from .manifests import ALIASES, PATH_KEYS, RESERVED, SCHEMA, Origin, made_id
+from .manifests import ALIASES, PATH_KEYS, RESERVED, SCHEMA, WORD_SEPARATOR, Origin, made_id
 
 
 def undecoded(
@@ -25,13 +25,15 @@ def undecoded(
 
 
 def extra_columns(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Simple columns beyond the schema, which are kept."""
+    """Simple columns beyond the schema, which are kept; `keywords` also where they are lists."""
     scalars = [key for key, kind in dataset.features.items() if isinstance(kind, Value) and "binary" not in kind.dtype]
+    if isinstance(dataset.features.get("keywords"), datasets.List):
+        scalars.append("keywords")
     return [key for key in scalars if key not in RESERVED]
 
 
 def schema_columns(table: pa.Table, origin: Origin) -> dict[str, pa.Array | pa.ChunkedArray]:
-    """Every column of the schema but `audio`, from what a table has."""
+    """Every column of the schema but `audio`, from what a table has, and `keywords` as text where they are lists."""
     source = origin.source
     columns = {"source": pa.repeat(pa.scalar(source), table.num_rows)}
     for key in ("id", "offset", "duration", "text", "speaker", "domain"):
@@ -43,6 +45,8 @@ def schema_columns(table: pa.Table, origin: Origin) -> dict[str, pa.Array | pa.C
             kind = table.column(found).type
             raise ValueError(f"`{source}`: column `{found}` is {kind} where {dtype} is due; convert it.") from error
     columns["offset"] = pc.fill_null(columns["offset"], 0.0)
+    if "keywords" in table.column_names and pa.types.is_list(table.schema.field("keywords").type):
+        columns["keywords"] = pc.binary_join(table.column("keywords").cast(pa.list_(pa.string())), WORD_SEPARATOR)
     if origin.domain is not None:
         columns["domain"] = pc.fill_null(columns["domain"], origin.domain)
     if columns["id"].null_count:
@@ -66,7 +70,9 @@ def schema_columns(table: pa.Table, origin: Origin) -> dict[str, pa.Array | pa.C
 def to_schema(table: pa.Table, *, extras: list[str], origin: Origin) -> pa.Table:
     """A batch of a streamed source in the schema; `extras` stay as they are."""
     columns = schema_columns(table, origin) | {"audio": table.column("audio")}
-    return pa.table({key: columns[key] for key in SCHEMA} | {key: table.column(key) for key in extras})
+    return pa.table(
+        {key: columns[key] for key in SCHEMA} | {key: columns.get(key, table.column(key)) for key in extras}
+    )
 
 
 def _name_of(audio: pa.StructScalar) -> str:

@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..asr_audio import read_waves
+from ..asr_prompt import Request, request_arguments
 from ..configuration_nest_asr import num_encoder_frames
 from ..processing_nest_asr import NestAsrProcessor
 from ..text import normalize
@@ -16,6 +17,7 @@ from .filters import filter_annotation_errors
 from .lengths import row_lengths
 from .pretraining import Example, PretrainingDataset
 from .report import LoadReport
+from .requests import read_requests
 from .seeding import seed_of
 from .sources import load_with_report
 
@@ -29,16 +31,26 @@ class LabelledRows:
         rows (`datasets.Dataset`): From [`load_speech_dataset`].
         texts (`list[str]`): What the language model learns to write.
         ctc_texts (`list[str]`): What the CTC head learns.
+        requests (`list[Request]`): What the prompts say, see [`read_requests`].
         reports (`list[LoadReport]`): What was read and left out.
     """
 
     rows: object
     texts: list[str]
     ctc_texts: list[str]
+    requests: list[Request]
     reports: list[LoadReport]
 
 
-def load_labelled(source, *, name: str, text_level: str = "raw", ctc_text_level: str = "basic", **options):
+def load_labelled(
+    source,
+    *,
+    name: str,
+    text_level: str = "raw",
+    ctc_text_level: str = "basic",
+    with_prompts: bool = True,
+    **options,
+) -> LabelledRows:
     """
     Reads labelled recordings; rows without text are left out and counted, also where normalising leaves none.
 
@@ -50,10 +62,9 @@ def load_labelled(source, *, name: str, text_level: str = "raw", ctc_text_level:
             people do, and keeps that.
         ctc_text_level (`str`, *optional*, defaults to `"basic"`):
             The same for the CTC head, which writes what is heard: no punctuation and no case.
+        with_prompts (`bool`, *optional*, defaults to `True`):
+            Whether the columns of [`read_requests`] count; `False` where nothing reads a prompt.
         options: As of [`load_with_report`].
-
-    Returns:
-        [`LabelledRows`]
     """
     rows, read = load_with_report(source, name=name, **options)
     rows, kept = filter_annotation_errors(rows, name=name)
@@ -69,16 +80,18 @@ def load_labelled(source, *, name: str, text_level: str = "raw", ctc_text_level:
         kept.rows, kept.hours = len(rows), float(np.sum(rows["duration"][:])) / 3600
     pick = [(texts[i], ctc_texts[i]) for i in spoken]
     reports = [read] + ([kept] if kept.dropped else [])
-    return LabelledRows(rows, [text for text, _ in pick], [text for _, text in pick], reports)
+    requests = read_requests(rows, name=name) if with_prompts else [Request()] * len(rows)
+    return LabelledRows(rows, [text for text, _ in pick], [text for _, text in pick], requests, reports)
 
 
 @dataclass
 class LabelledExample:
-    """A decoded recording and its two texts."""
+    """A decoded recording, its two texts and what its prompt says."""
 
     audio: Example
     text: str
     ctc_text: str
+    request: Request = Request()
 
 
 class LabelledDataset(Dataset):
@@ -100,7 +113,8 @@ class LabelledDataset(Dataset):
 
     def __getitem__(self, key: ExampleKey) -> LabelledExample:
         (row,) = key.rows
-        return LabelledExample(self.audio[key], self.labelled.texts[row], self.labelled.ctc_texts[row])
+        labelled = self.labelled
+        return LabelledExample(self.audio[key], labelled.texts[row], labelled.ctc_texts[row], labelled.requests[row])
 
 
 class LabelledCollator:
@@ -130,7 +144,7 @@ class LabelledCollator:
         usable = [example for example in examples if len(example.audio.wave)]
         examples = usable or [_no_speech()]
         waves = [self._dithered(example.audio) for example in examples]
-        batch = self._inputs(waves, [example.text for example in examples], [example.ctc_text for example in examples])
+        batch = self._inputs(waves, examples)
         ids = [example.audio.id for example in examples]
         if not usable:  # nothing to learn from, yet every process does its step
             batch = {key: torch.full_like(v, -100) if key in LABELS else v for key, v in batch.items()}
@@ -150,9 +164,12 @@ class LabelledCollator:
         generator = torch.Generator().manual_seed(seed_of(self.seed, audio.epoch, audio.id, "dither") >> 1)
         return audio.wave + self.dither * torch.randn(len(audio.wave), generator=generator).numpy()
 
-    def _inputs(self, waves: list[np.ndarray], texts: list[str], ctc_texts: list[str]) -> dict:
+    def _inputs(self, waves: list[np.ndarray], examples: list[LabelledExample]) -> dict:
+        ctc_texts = [example.ctc_text for example in examples]
         if isinstance(self.processor, NestAsrProcessor):
-            return dict(self.processor(audio=waves, transcripts=texts, ctc_transcripts=ctc_texts))
+            texts = [example.text for example in examples]
+            requests = request_arguments([example.request for example in examples])
+            return dict(self.processor(audio=waves, transcripts=texts, ctc_transcripts=ctc_texts, **requests))
         extractor, tokenizer = self.processor.feature_extractor, self.processor.tokenizer
         waves = read_waves(waves, None, extractor.sampling_rate)
         features = extractor(waves, sampling_rate=extractor.sampling_rate, return_tensors="pt")
@@ -188,7 +205,8 @@ def labelled_lengths(labelled: LabelledRows, unit: str, processor, subsampling_f
         if not isinstance(processor, NestAsrProcessor):
             raise ValueError("`budget_unit` llm_tokens needs a language model; choose seconds or encoder_frames.")
         samples = np.round(np.array(labelled.rows["duration"][:]) * processor.sampling_rate).astype(np.int64)
-        return processor.num_tokens(samples, labelled.texts).astype(np.float64)
+        requests = request_arguments(labelled.requests)
+        return processor.num_tokens(samples, labelled.texts, **requests).astype(np.float64)
     if unit == "frames_and_tokens":
         has_lm = isinstance(processor, NestAsrProcessor)
         texts = labelled.texts if has_lm else labelled.ctc_texts

@@ -34,6 +34,7 @@ ALIASES = {
     "speaker": ("speaker", "speaker_id", "client_id"),
 }
 RESERVED = frozenset((*SCHEMA, *PATH_KEYS, *(alias for names in ALIASES.values() for alias in names)))
+WORD_SEPARATOR = ", "  # of `keywords`, a list or text in a source, and text in a row
 JSON_TYPES = {"string": str | None, "bool": bool | None, "int64": int | None, "float64": int | float | None}
 
 
@@ -80,6 +81,10 @@ def manifest_row(record: dict, folder: str, origin: Origin) -> dict:
     for key in record:
         if key not in RESERVED:
             row[key] = record[key]
+    if isinstance(words := row.get("keywords"), list):
+        if not all(isinstance(word, str) for word in words):
+            raise ValueError(f"`keywords` is {words!r} where a list of words is due")
+        row["keywords"] = WORD_SEPARATOR.join(words)
     return row
 
 

@@ -11,7 +11,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Features
+from datasets import Features, Value
 from tqdm.auto import tqdm
 
 from .audio import AudioError, audio_duration
@@ -190,9 +190,9 @@ def _load(source: Source) -> datasets.Dataset:
     features = Features({**dataset.features, "audio": SCHEMA["audio"]})
     dataset = datasets.Dataset(dataset.data.cast(features.arrow_schema))
     columns = schema_columns(dataset.data, origin)
-    dataset = dataset.select_columns(["audio", *extra_columns(dataset)])
+    dataset = dataset.select_columns(["audio", *(key for key in extra_columns(dataset) if key not in columns)])
     for column, values in columns.items():
-        dataset = dataset.add_column(column, values, feature=SCHEMA[column])
+        dataset = dataset.add_column(column, values, feature=SCHEMA.get(column, Value("string")))
     return dataset.select_columns([*SCHEMA, *extra_columns(dataset)])
 
 
@@ -217,7 +217,8 @@ def _stream(source: Source) -> datasets.IterableDataset:
 
     dataset = undecoded(_open_source(source, streaming=True), source=source.name)
     extras = extra_columns(dataset)
-    features = Features({**SCHEMA, **{key: dataset.features[key] for key in extras}})
+    kinds = {key: Value("string") if key == "keywords" else dataset.features[key] for key in extras}
+    features = Features({**SCHEMA, **kinds})
     return _mapped(dataset, to_schema, {"extras": extras, "origin": origin}, features=features, batch_size=100)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 from datasets import Features
 
-from .manifests import JSON_TYPES, PATH_KEYS, RESERVED, SCHEMA, Origin, made_id, manifest_rows
+from .manifests import JSON_TYPES, PATH_KEYS, RESERVED, SCHEMA, WORD_SEPARATOR, Origin, made_id, manifest_rows
 
 BLOCK_BYTES = 8 << 20
 CHUNK_ROWS = 50_000
@@ -116,6 +116,11 @@ def _from_block(block: bytes, folder: str, origin: Origin) -> Columns | None:
     floats = [values for values in given.values() if values.type == pa.float64()]
     if any(pc.any(pc.greater(pc.abs(values), 2.0**53)).as_py() for values in floats):  # maybe integers, rounded
         return None
+
+    if isinstance(words := given.get("keywords"), pa.ListArray):
+        if str(words.type.value_type) not in ("string", "null") or words.values.null_count:
+            return None
+        given["keywords"] = pc.binary_join(words.cast(pa.list_(pa.string())), WORD_SEPARATOR)
 
     nothing = pa.nulls(table.num_rows)
     paths = given[names[0]]
