@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 
 from .arguments import NestTrainingArguments
 from .configuration_nest import PRESETS
+from .data.batching import MIX_TECHNIQUES
 from .data.lengths import UNITS
+from .handover import follow_pointer
+from .lora import LoraSettings
 from .text import LEVELS
 
 
@@ -16,7 +19,7 @@ class FinetuneModelArguments:
         default="asr", metadata={"help": "`asr`: NEST-ASR, CTC and a language model; `ctc`: NestForCTC."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Go on from this whole model: a folder or Hub id of the task's class."}
+        default=None, metadata={"help": "Go on from this whole model: a folder, Hub id or stage pointer."}
     )
     audio_tower: str | None = field(
         default=None, metadata={"help": "Encoder: folder or Hub id of a NEST or Parakeet model, or a .nemo file."}
@@ -35,13 +38,34 @@ class FinetuneModelArguments:
     )
     ctc_weight: float | None = field(default=None, metadata={"help": "Of the CTC loss (0.3); 0: no CTC loss."})
     lm_weight: float | None = field(default=None, metadata={"help": "Of the language model's loss (1.0)."})
+    trainable: list[str] | None = field(
+        default=None,
+        metadata={"help": "What trains, the rest is frozen: names of modules or patterns, such as audio_tower or "
+                  "audio_tower.layers.1[0-7].*; all of it where not given."},
+    )  # fmt: skip
+    lora: dict | None = field(
+        default=None,
+        metadata={"help": "Train a LoRA adapter of the language model: r (16), alpha (32), dropout (0.05), modules "
+                  "(q_proj, k_proj, v_proj, o_proj)."},
+    )  # fmt: skip
+    merge: bool = field(default=True, metadata={"help": "Save the LoRA result merged too, beside the adapter."})
     attn_implementation: str = field(default="sdpa", metadata={"help": "`sdpa` or `eager`."})
 
     def __post_init__(self):
+        if self.model_name_or_path:
+            self.model_name_or_path = follow_pointer(self.model_name_or_path)
+        if self.lora is not None:
+            self.lora = LoraSettings.from_dict(self.lora).to_dict()
+            if self.trainable:
+                raise ValueError("`trainable` has no effect with `lora`, beside which nothing trains; leave it out.")
+            if not self.model_name_or_path:
+                raise ValueError("`lora` adapts a trained recogniser; give it as `model_name_or_path`.")
+        elif not self.merge:
+            raise ValueError("`merge` has no effect without `lora`; leave it out.")
         if self.task not in ("asr", "ctc"):
             raise ValueError(f"`task` is {self.task!r}; choose `asr` or `ctc`.")
         new = ("audio_tower", "language_model", "preset", "config_overrides", "adaptor_config", "ctc_config")
-        only_asr = ("language_model", "adaptor_config", "ctc_config", "ctc_weight", "lm_weight")
+        only_asr = ("language_model", "adaptor_config", "ctc_config", "ctc_weight", "lm_weight", "lora")
         if self.model_name_or_path:
             self._refuse((*new, "ctc_tokenizer"), "with `model_name_or_path`, which decides the model")
         elif self.task == "asr" and not self.language_model:
@@ -86,6 +110,21 @@ class FinetuneDataArguments:
     wideband_share: float | None = field(
         default=None, metadata={"help": "Share of recordings that the channel leaves alone (0)."}
     )
+    channel_domains: list[str] | None = field(
+        default=None, metadata={"help": "Only recordings of these domains (name=source) go through the channel."}
+    )
+    mix: str = field(
+        default="all",
+        metadata={"help": "Several domains (name=source): all rows once, or `temperature`, `random`, `round-robin`."},
+    )
+    mix_weights: dict | None = field(default=None, metadata={"help": "For mix=random: a weight for each domain."})
+    mix_temperature: float | None = field(default=None, metadata={"help": "For mix=temperature (1.0)."})
+    eval_keywords: str | None = field(
+        default=None, metadata={"help": "File of keywords, one per line: validation then gives the KWER too."}
+    )
+    eval_segmenter: str | None = field(
+        default=None, metadata={"help": "`jieba`: validation gives the WER of Chinese text (extra `segmenter`)."}
+    )
     batch_budget: float | None = field(
         default=None, metadata={"help": "Padded size of a batch, in budget_unit; else per_device_train_batch_size."}
     )
@@ -105,6 +144,17 @@ class FinetuneDataArguments:
             raise ValueError("`wideband_share` has no effect without `channel`; give one, or leave it out.")
         if not 0 <= (self.wideband_share or 0) <= 1:
             raise ValueError(f"`wideband_share` is {self.wideband_share}; it must lie between 0 and 1.")
+        if self.channel_domains and self.channel is None:
+            raise ValueError("`channel_domains` has no effect without `channel`; give one, or leave it out.")
+        if self.mix not in MIX_TECHNIQUES:
+            raise ValueError(f"`mix` is {self.mix!r}; choose one of {', '.join(MIX_TECHNIQUES)}.")
+        for name, technique in (("mix_weights", "random"), ("mix_temperature", "temperature")):
+            if getattr(self, name) is not None and self.mix != technique:
+                raise ValueError(f"`{name}` has no effect without `mix` {technique}; give both, or leave it out.")
+        if self.mix == "random" and not self.mix_weights:
+            raise ValueError("`mix` random needs `mix_weights`, a weight for each domain.")
+        if self.eval_segmenter not in (None, "jieba"):
+            raise ValueError(f"`eval_segmenter` is {self.eval_segmenter!r}; choose jieba.")
         if self.max_memory_gb is not None and not self.probe:
             raise ValueError("`max_memory_gb` has no effect without `probe`; leave one of them out.")
         for name in ("text_level", "ctc_text_level", "eval_text_level"):
@@ -127,10 +177,37 @@ class FinetuneTrainingArguments(NestTrainingArguments):
     predict_with_generate: bool = field(
         default=True, metadata={"help": "Validate the language model by the text that it writes."}
     )
+    stage: str = field(default="finetune", metadata={"help": "Name of the stage, for stage.json and messages."})
+    parent_stage: str | None = field(
+        default=None, metadata={"help": "Refuse a `model_name_or_path` that another stage has made."}
+    )
+    keep_best: int = field(
+        default=0,
+        metadata={"help": "Keep the weights of the best validations; the result is the best, or the average of all "
+                  "kept if that decodes better. 0: the last weights."},
+    )  # fmt: skip
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many validations without a better one."}
+    )
+    max_loss_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Stop when the loss of a step is this many times the median of the last 100; names the "
+                  "recordings."},
+    )  # fmt: skip
 
     def __post_init__(self):
         if self.schedule != "trainer" or self.min_lr != type(self).min_lr:
             raise ValueError("`schedule` and `min_lr` have no effect on finetuning; choose by --lr_scheduler_type.")
+        if self.keep_best < 0:
+            raise ValueError(f"`keep_best` is {self.keep_best}; give a number of validations, 0 for the last weights.")
+        if self.early_stopping_patience is not None and self.early_stopping_patience < 1:
+            raise ValueError(f"`early_stopping_patience` is {self.early_stopping_patience}; it must be 1 or more.")
+        if self.early_stopping_patience and not self.keep_best:
+            raise ValueError("`early_stopping_patience` needs `keep_best` 1 or more: the best weights are the result.")
+        if self.load_best_model_at_end:  # by the weights that are kept, not by whole checkpoints
+            self.load_best_model_at_end, self.keep_best = False, self.keep_best or 1
+        if self.max_loss_ratio is not None and self.max_loss_ratio <= 1:
+            raise ValueError(f"`max_loss_ratio` is {self.max_loss_ratio}; it must be above 1.")
         if self.max_steps is None and self.num_train_epochs is None:
             self.num_train_epochs = 10.0
         super().__post_init__()

@@ -91,7 +91,7 @@ def _sha256_of(tensor: torch.Tensor) -> str:
 
 
 def write_record(folder: str | Path, **fields) -> dict:
-    """Writes `stage.json` of a folder that is otherwise complete: its fingerprint and `fields`. Whole or not at all."""
+    """Writes `stage.json` of a folder that is complete otherwise, with its fingerprint and `fields`."""
     record = {**fields, **fingerprint(folder).to_dict()}
     text = json.dumps(record, ensure_ascii=False, indent=1, default=str)
     write_whole(Path(folder, RECORD), text.encode())
@@ -139,7 +139,7 @@ def verify(folder: str | Path) -> Fingerprint:
     return now
 
 
-# --- pointers ---------------------------------------------------------------------------------------------------------
+# --- pointers -----------------------------------------------------------------------------------------------------
 
 
 def write_pointer(path: str | Path, folder: str | Path) -> None:

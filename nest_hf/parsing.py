@@ -179,20 +179,22 @@ def _choose_gpus(argv: list[str], values: dict) -> None:
         )
 
 
-def save_resolved(output_dir: str, *arguments) -> None:
-    """
-    Writes all arguments, defaults included, to `output_dir/config_resolved.yaml`, which is a YAML of the same script;
-    tokens are left out.
-    """
-    resolved = {}
+def resolved(*arguments) -> dict:
+    """All arguments, defaults included, as plain values; tokens are left out."""
+    together = {}
     for argument in arguments:
         values = argument.to_dict() if isinstance(argument, TrainingArguments) else dataclasses.asdict(argument)
         keys = [f.name for f in dataclasses.fields(argument) if f.init and f.name in values]
-        resolved.update({key: values[key] for key in keys if "token" not in key or "tokens" in key})
+        together.update({key: values[key] for key in keys if "token" not in key or "tokens" in key})
+    return json.loads(json.dumps(together))
+
+
+def save_resolved(output_dir: str, *arguments) -> None:
+    """Writes [`resolved`] to `output_dir/config_resolved.yaml`, which is a YAML of the same script."""
     path = Path(output_dir) / "config_resolved.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(resolved))
-    path.write_text(yaml.safe_dump(plain, sort_keys=True, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(resolved(*arguments), sort_keys=True, allow_unicode=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def error_line(error: Exception) -> str:

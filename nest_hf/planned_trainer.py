@@ -95,10 +95,13 @@ class PlannedTrainer(Trainer):
     def _run_epoch(self, *args, **kwargs) -> None:
         if isinstance(self.train_dataset, StreamedBatches) and not self.args.ignore_data_skip:
             self.train_dataset.num_skipped = kwargs["steps_trained_in_current_epoch"]
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end, where Trainer would do one step more
+        if self._is_done():  # resumed at its end, where Trainer would do one step more
             self.control.should_training_stop = True
         else:
             super()._run_epoch(*args, **kwargs)
+
+    def _is_done(self) -> bool:
+        return self.state.global_step >= self.state.max_steps
 
     # --- one step ---------------------------------------------------------------------------------------------------
 
@@ -179,6 +182,10 @@ class PlannedTrainer(Trainer):
             return {}
         lines = [line for line in self.state.log_history if line["step"] == self.state.global_step]
         return {key: value for line in lines for key, value in line.items() if key.startswith("eval_")}
+
+    def save_result(self) -> None:
+        """Saves the trained model and its processor in the run's folder."""
+        self.save_model(self.args.output_dir)
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import datasets
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from .callbacks import report_audio
-from .planned_trainer import last_complete_checkpoint
+from .planned_trainer import PlannedTrainer, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -52,17 +52,22 @@ def start_run(args: TrainingArguments) -> str | None:
     return resume
 
 
-def finish_run(trainer: Trainer, *, validated: bool) -> bool:
+def finish_run(trainer: PlannedTrainer, *, validated: bool, metrics: dict | None = None) -> bool:
     """
     Validates where the last update was not, saves the model, `trainer_state.json`, `eval_results.json` and the report
     on recordings, and prints the figures. Every process has to call it.
+
+    Args:
+        trainer ([`PlannedTrainer`]): After training.
+        validated (`bool`): Whether there are validation sets.
+        metrics (`dict`, *optional*): Of the model as it is, where they are known.
 
     Returns:
         `bool`: whether this is the process that speaks.
     """
     args = trainer.args
-    metrics = trainer.last_metrics() or (trainer.evaluate() if validated else {})
-    trainer.save_model(args.output_dir)
+    metrics = metrics or trainer.last_metrics() or (trainer.evaluate() if validated else {})
+    trainer.save_result()
     trainer.save_state()
     audio_report = trainer.gather_audio_report()
     if args.process_index != 0:

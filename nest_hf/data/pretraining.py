@@ -42,19 +42,22 @@ class PretrainingDataset(Dataset):
         sampling_rate (`int`, *optional*, defaults to 16000): Hz.
         resample (`bool`, *optional*, defaults to `True`): Resample other rates instead of refusing them.
         channel (`TelephoneChannel`, *optional*): Makes calls of the recordings, with new draws in every epoch.
+        channel_domains (`Sequence[str]`, *optional*): Only recordings of these domains go through the channel.
         wideband_share (`float`, *optional*, defaults to 0.0): Share of the recordings that the channel leaves alone.
         seed (`int`, *optional*, defaults to 0): Seeds the noise clips and the channel.
         on_bad_audio (`str`, *optional*, defaults to `"fail"`): `"fail"`, or `"skip"`: drop, note and go on.
     """
 
     def __init__(self, rows, *, noise: NoiseSource | None = None, channel: TelephoneChannel | None = None,
-                 wideband_share: float = 0.0, sampling_rate: int = 16000, resample: bool = True, seed: int = 0,
+                 channel_domains: Sequence[str] | None = None, wideband_share: float = 0.0,
+                 sampling_rate: int = 16000, resample: bool = True, seed: int = 0,
                  on_bad_audio: str = "fail"):  # fmt: skip
         if on_bad_audio not in ("fail", "skip"):
             raise ValueError(f"`on_bad_audio` is {on_bad_audio!r}; choose `fail` or `skip`.")
         self.rows = rows
         self.noise = noise
         self.channel = channel
+        self.channel_domains = channel_domains
         self.wideband_share = wideband_share
         self.sampling_rate = sampling_rate
         self.resample = resample
@@ -87,7 +90,7 @@ class PretrainingDataset(Dataset):
                     ) from error
                 notes.append((row["id"], "bad", f"{error.reason}: {error}"))
                 continue
-            waves.append(self._call(audio.samples, row["id"], epoch))
+            waves.append(self._call(audio.samples, row, epoch))
             if audio.num_channels > 1:
                 notes.append((row["id"], "stereo", f"{audio.num_channels} channels averaged"))
             if audio.original_sampling_rate != self.sampling_rate:
@@ -105,9 +108,10 @@ class PretrainingDataset(Dataset):
                 notes.append((clip, "bad", f"noise clip: {reason}"))
         return Example(example_id, epoch, wave, noise, noise_length, notes)
 
-    def _call(self, wave: np.ndarray, recording: str, epoch: int) -> np.ndarray:
-        """The recording as it sounds in a call, or as it is where the draw says wideband."""
-        if self.channel is None:
+    def _call(self, wave: np.ndarray, row: dict, epoch: int) -> np.ndarray:
+        """The recording as it sounds in a call, or as it is where its domain or the draw says wideband."""
+        recording = row["id"]
+        if self.channel is None or (self.channel_domains and row.get("domain") not in self.channel_domains):
             return wave
         if generator_of(self.seed, epoch, recording, "wideband").random() < self.wideband_share:
             return wave
