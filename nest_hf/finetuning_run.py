@@ -27,7 +27,11 @@ from .runs import finish_run, start_run
 
 logger = logging.getLogger(__name__)
 
-PARENT = "parent.json"
+BEGUN = "begun.json"
+NOT_IN_THE_RESULT = (
+    *("dataloader_", "logging_", "num_threads", "report_to", "disable_tqdm", "run_name", "probe", "max_memory_gb"),
+    *("log_level", "auto_resume", "resume_from_checkpoint", "push_to_hub", "hub_", "save_total_limit", "overwrite"),
+)
 
 
 @dataclass
@@ -100,6 +104,7 @@ def finetune(
         return metrics
     seed = args.data_seed if args.data_seed is not None else args.seed
     parent = _parent(model_args, args)
+    _begin(args, parent, config)
     with args.main_process_first(local=False, desc="reading the data"):
         data = read_data(data_args)
     if not data.evals:
@@ -169,18 +174,25 @@ def finetune(
     return json.loads(Path(args.output_dir, "eval_results.json").read_text())
 
 
+def changed_options(then: dict, now: dict) -> list[str]:
+    """Options that differ and that change the result, each with its value then and now."""
+    names = sorted(name for name in then.keys() | now.keys() if not name.startswith(NOT_IN_THE_RESULT))
+    return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]
+
+
 def _completed(args: FinetuneTrainingArguments, config: dict) -> dict[str, float] | None:
     """The metrics of the same run, if it is complete already; the record of one that is to go on is removed."""
     with args.main_process_first(local=False, desc="looking for a complete stage"):
         record = read_record(args.output_dir)
         if record is None:
             return None
-        if record["config"] == config:
+        if not changed_options(record["config"], config):
             verify(args.output_dir)
             logger.info("%s is complete (%s); nothing to do", args.output_dir, RECORD)
             return record["metrics"]
         if args.process_index == 0:
             Path(args.output_dir, RECORD).unlink()
+    return None
 
 
 # --- parts of a run -----------------------------------------------------------------------------------------------
@@ -203,18 +215,26 @@ def _parent(model_args: FinetuneModelArguments, args: FinetuneTrainingArguments)
         raise ValueError(
             f"{source} was made {found}, but `parent_stage` is {args.parent_stage}; give that stage's folder."
         )
-    parent = {"path": source, "stage": record and record["stage"], "sha256": verify(source).sha256}
-    path = Path(args.output_dir, PARENT)
+    return {"path": source, "stage": record and record["stage"], "sha256": verify(source).sha256}
+
+
+def _begin(args: FinetuneTrainingArguments, parent: dict | None, config: dict) -> None:
+    """Notes what the run starts from, and refuses to go on from anything else."""
+    path = Path(args.output_dir, BEGUN)
     with args.main_process_first(local=False, desc="noting the parent"):
         begun = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if begun is None and args.process_index == 0:
-            write_whole(path, json.dumps(parent, ensure_ascii=False).encode())
-    if begun is not None and begun["sha256"] != parent["sha256"]:
+        if args.process_index == 0 and (begun is None or not args.auto_resume):
+            write_whole(path, json.dumps({"parent": parent, "config": config}, ensure_ascii=False).encode())
+    if begun is None or not args.auto_resume:
+        return
+    then, now = ((side or {}).get("sha256") for side in (begun["parent"], parent))
+    if then != now:
         raise ValueError(
-            f"{args.output_dir} was begun from another model ({begun['path']}) than {source} is now; choose a new "
-            "`output_dir`, or restore that model."
+            f"{args.output_dir} was begun from another model ({(begun['parent'] or {}).get('path')}) than "
+            f"{(parent or {}).get('path')} is now; choose a new `output_dir`, or restore that model."
         )
-    return parent
+    if changed := changed_options(begun["config"], config):
+        logger.warning("%s was begun with other options: %s", args.output_dir, "; ".join(changed))
 
 
 def check_losses(model) -> None:

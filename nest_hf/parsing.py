@@ -35,18 +35,13 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None) -> tuple:
     Raises:
         ValueError: for an unknown key, with the file and the closest known key, or a value of the wrong type.
     """
-    kinds = {  # the parser changes the types in the fields
-        f.name: hints[f.name]
-        for kind in dataclass_types
-        for hints in [typing.get_type_hints(kind)]
-        for f in dataclasses.fields(kind)
-        if f.init
-    }
+    kinds = _kinds(dataclass_types)  # before the parser, which changes the types in the fields
     argv = [part for argument in (sys.argv[1:] if argv is None else argv) for part in _one_form(argument, kinds)]
     parser = HfArgumentParser(dataclass_types, allow_abbrev=False, exit_on_error=False)
     values: dict[str, Any] = {}
     while argv and not argv[0].startswith("-"):
-        values.update(_read_yaml(argv.pop(0), kinds))
+        path = argv.pop(0)
+        values.update(_checked(read_yaml(path), kinds, path))
     for key, mapping in _mappings(argv, kinds).items():
         merged = {} if key == "eval_data" else values.get(key) or {}
         values[key] = {**merged, **mapping}
@@ -69,6 +64,33 @@ def parse_arguments(*dataclass_types, argv: list[str] | None = None) -> tuple:
     )
 
 
+def arguments_of(values: dict, *dataclass_types, where: str) -> tuple:
+    """
+    As [`parse_arguments`], of values that have been read already.
+
+    Args:
+        values (`dict`): As of a YAML.
+        dataclass_types: Dataclasses whose fields are the known keys.
+        where (`str`): What to call their place in messages.
+    """
+    values = _checked(values, _kinds(dataclass_types), where)
+    return tuple(
+        kind(**{f.name: values[f.name] for f in dataclasses.fields(kind) if f.init and f.name in values})
+        for kind in dataclass_types
+    )
+
+
+def _kinds(dataclass_types) -> dict:
+    """Type of every field."""
+    return {
+        f.name: hints[f.name]
+        for kind in dataclass_types
+        for hints in [typing.get_type_hints(kind)]
+        for f in dataclasses.fields(kind)
+        if f.init
+    }
+
+
 def _one_form(argument: str, kinds: dict) -> list[str]:
     """`--some-key` -> `--some_key`, and `--key=value` -> `--key value` for those options that are read here."""
     flag, equals, value = argument.partition("=")
@@ -84,7 +106,8 @@ def _is_mapping(key: str, kinds: dict) -> bool:
     return dict in _alternatives(kinds[key]) and key not in TRAINING_FIELDS
 
 
-def _read_yaml(path: str, kinds: dict) -> dict:
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file; ValueError with its name for anything else."""
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; the first argument is a YAML of the configuration, options follow.")
     try:
@@ -93,11 +116,16 @@ def _read_yaml(path: str, kinds: dict) -> dict:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold `key: value` lines.")
-    check_keys(values, list(kinds), path)
+    return values
+
+
+def _checked(values: dict, kinds: dict, where: str) -> dict:
+    """Values of a YAML whose keys are known, each of its type."""
+    check_keys(values, list(kinds), where)
     sets = values.get("eval_data")
     if sets and isinstance(sets, str | list):
-        values["eval_data"] = _named_sources([sets] if isinstance(sets, str) else sets, path)
-    return {key: of_type(value, kinds[key], f"{path}: `{key}`") for key, value in values.items()}
+        values = {**values, "eval_data": _named_sources([sets] if isinstance(sets, str) else sets, where)}
+    return {key: of_type(value, kinds[key], f"{where}: `{key}`") for key, value in values.items()}
 
 
 def _alternatives(kind) -> dict:
