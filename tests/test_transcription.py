@@ -331,6 +331,13 @@ def test_a_long_recording_records_the_decision_of_each_window(processor):
     assert len(result.decisions) == len(result.windows)
     left_out = "".join(c for c, f in zip(text, frames, strict=True) if not 100 <= f < 165)
     assert result.text == result.lm_text == result.ctc_text == left_out
+    assert not result.hit_max_new_tokens
+
+    once = iter(["，".join(CHARACTERS * 60)])  # in one window alone the answer has no end
+    model = hearing_model(processor, answer=lambda heard: next(once, heard))
+    (chatty,) = Transcriber(model, processor, settings=settings)(wave)
+    assert chatty.hit_max_new_tokens and chatty.text == left_out
+    assert [decision.source for decision in chatty.decisions].count("ctc") == 1
 
 
 def test_segments_at_pauses_follow_one_another(processor, monkeypatch):
