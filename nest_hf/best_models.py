@@ -125,11 +125,11 @@ class BestModels(TrainerCallback):
         Returns:
             `dict`: the metrics of the result, `eval_...`.
         """
-        trainer = self.trainer
-        steps = [step for step in self._ranked(trainer.state.log_history)[: self.number] if self._path(step).is_file()]
+        trainer, history = self.trainer, list(self.trainer.state.log_history)  # without what is validated from here on
+        steps = [step for step in self._ranked(history)[: self.number] if self._path(step).is_file()]
         if not steps:
             raise ValueError(f"{self.folder} lacks the weights of the validations; train again in a new `output_dir`.")
-        best, value = steps[0], validations(trainer.state.log_history, self.metric)[steps[0]]
+        best, value = steps[0], validations(history, self.metric)[steps[0]]
         if len(steps) > 1:
             trainer.load_trained_state(average_checkpoints([self._path(step) for step in steps]))
             metrics = trainer.evaluate()
@@ -142,7 +142,7 @@ class BestModels(TrainerCallback):
                 return metrics
         self.chosen = f"step {best}"
         trainer.load_trained_state(load_file(self._path(best)))
-        lines = [line for line in trainer.state.log_history if line["step"] == best]
+        lines = [line for line in history if line["step"] == best]
         return {key: found for line in lines for key, found in line.items() if key.startswith("eval_")}
 
     def clean(self) -> None:

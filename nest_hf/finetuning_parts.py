@@ -2,11 +2,11 @@
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, ParakeetFeatureExtractor, Wav2Vec2Processor
+from transformers import AutoTokenizer, ParakeetFeatureExtractor, PreTrainedConfig, Wav2Vec2Processor
 
 from .asr_parts import load_audio_tower
 from .configuration_nest import NestConfig
-from .configuration_nest_asr import NestAsrAdaptorConfig, NestAsrCtcConfig
+from .configuration_nest_asr import NestAsrAdaptorConfig, NestAsrConfig, NestAsrCtcConfig
 from .convert_nemo import convert, read_archive
 from .ctc_tokenizer import build_ctc_tokenizer
 from .feature_extraction_nest import NestFeatureExtractor
@@ -33,12 +33,14 @@ def load_recogniser(arguments: FinetuneModelArguments, ctc_texts: list[str]):
 
 def _whole(arguments: FinetuneModelArguments):
     source = arguments.model_name_or_path
-    model_type = NestConfig.get_config_dict(source)[0].get("model_type")
+    fields = NestConfig.get_config_dict(source)[0]
+    model_type = fields.get("model_type")
     if model_type != {"asr": "nest_asr", "ctc": "nest"}[arguments.task]:
         raise ValueError(
             f"`model_name_or_path` {source} is of type {model_type!r}, which is not a whole model of `task` "
             f"{arguments.task}; give an encoder as `audio_tower`, or choose the other task."
         )
+    _check_config(fields, source)
     if arguments.task == "asr":
         weights = {n: getattr(arguments, n) for n in ("ctc_weight", "lm_weight")}
         model = NestAsrForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
@@ -55,6 +57,18 @@ def _whole(arguments: FinetuneModelArguments):
             "`audio_tower`, to which a new head is added."
         )
     return model, Wav2Vec2Processor.from_pretrained(source)
+
+
+def _check_config(fields: dict, source: str) -> None:
+    """Refuses keys that our own configurations do not know, and that would have no effect."""
+    names = ("_name_or_path", "auto_map", "custom_pipelines", "dtype", "torch_dtype", "use_cache")
+    general = {*PreTrainedConfig().to_dict(), *names}
+    if fields["model_type"] == "nest":
+        check_keys(fields, [*NestConfig().to_dict(), *general], f"config.json of {source}")
+        return
+    check_keys(fields, [*NestAsrConfig().to_dict(), *general], f"config.json of {source}")
+    for part, kind in (("adaptor_config", NestAsrAdaptorConfig), ("ctc_config", NestAsrCtcConfig)):
+        check_keys(fields.get(part) or {}, [*kind().to_dict(), *general], f"config.json of {source}: {part}")
 
 
 def _of_parts(arguments: FinetuneModelArguments, ctc_texts: list[str]):

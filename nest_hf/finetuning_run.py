@@ -123,6 +123,10 @@ def finetune(
     train_dataset, sampler, collator, eval_sets = _batches(data, data_args, args, model, processor, seed=seed)
 
     # 4. trainer
+    best_metric = args.metric_for_best_model or ("cer" if args.predict_with_generate and is_asr else "ctc_cer")
+    if not best_metric.startswith("eval_"):
+        best_metric = f"eval_{next(iter(eval_sets), '')}_{best_metric}"
+    args.metric_for_best_model = None  # of Trainer's own choice between whole checkpoints
     trainer = FinetuneTrainer(
         model=model,
         args=args,
@@ -143,12 +147,9 @@ def finetune(
     if model_args.trainable:
         check_losses(model)
     if args.keep_best:
-        metric = args.metric_for_best_model or ("cer" if args.predict_with_generate and is_asr else "ctc_cer")
-        if metric in ("loss", "cer", "ctc_cer", "wer", "kwer"):
-            metric = f"{next(iter(eval_sets))}_{metric}"
-        metric = f"eval_{metric.removeprefix('eval_')}"
-        patience = args.early_stopping_patience
-        trainer.best_models = BestModels(trainer, metric=metric, number=args.keep_best, patience=patience)
+        trainer.best_models = BestModels(
+            trainer, metric=best_metric, number=args.keep_best, patience=args.early_stopping_patience
+        )
         trainer.add_callback(trainer.best_models)
     torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
     if args.process_index == 0:

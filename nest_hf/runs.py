@@ -49,6 +49,7 @@ def start_run(args: TrainingArguments) -> str | None:
             f"{resume} holds a model only (save_only_model); start from it with --model_name_or_path and "
             "--auto_resume false."
         )
+    args.eval_on_start = args.eval_on_start and not resume  # Trainer would validate wherever it goes on
     return resume
 
 
