@@ -220,7 +220,7 @@ def open_outputs(args, recogniser, recordings, hotwords, state) -> list[tuple[st
     """Each condition with its file; all are checked before any work."""
     settings = {
         **model_identity(args.model, revision=args.revision),
-        "decoding": dataclasses.asdict(recogniser.settings),
+        "decoding": {k: v for k, v in dataclasses.asdict(recogniser.settings).items() if k != "batch_duration_s"},
         "dtype": args.dtype,
         "data": args.data,
         "language": args.language,
