@@ -41,7 +41,7 @@ class DecodingSettings:
             When the CTC head overrules the language model; None: never.
         tokens_per_s (`float`, *optional*, defaults to 12.0): Fastest speech, see [`~guards.max_new_tokens`].
         max_hotwords (`int`, *optional*, defaults to 20): Most hotwords in a prompt.
-        hotword_threshold (`float`, *optional*, defaults to -1.5): See [`~hotwords.HotwordFilter`].
+        hotword_threshold (`float`, *optional*, defaults to -2.0): See [`~hotwords.HotwordFilter`].
         long_audio (`str`, *optional*, defaults to `"windows"`):
             How a recording longer than `max_window_s` is divided: into overlapping `"windows"`, or at pauses by voice
             activity detection, `"vad"`, for which silero-vad is needed.
@@ -58,7 +58,7 @@ class DecodingSettings:
     guard: GuardSettings | None = GuardSettings()
     tokens_per_s: float = 12.0
     max_hotwords: int = 20
-    hotword_threshold: float = -1.5
+    hotword_threshold: float = -2.0
     long_audio: str = "windows"
     max_window_s: float = 30.0
     overlap_s: float = 4.0

@@ -20,6 +20,8 @@ from .timestamps import WILDCARD, WILDCARD_ON_BLANK, tokens_with_offsets
 logger = logging.getLogger(__name__)
 
 START = -2  # the state before the first token of a word
+RIVAL_NATS = 3.0  # 20 : 1
+SAME_END = 2  # frames
 LOWEST = -30.0  # per frame; a class that the posteriors exclude, without the -inf that no sum comes back from
 
 
@@ -39,7 +41,8 @@ class FoundHotword:
 
 class HotwordFilter:
     """
-    Picks from a list of hotwords those that the CTC posteriors of an utterance admit.
+    Picks from a list of hotwords those that the CTC posteriors of an utterance admit; of words that sound alike, those
+    that no other one at the same place outdoes.
 
     Args:
         hotwords (`Sequence[str]`): Words or phrases; the same one twice counts once.
@@ -96,14 +99,14 @@ class HotwordFilter:
         lengths: torch.Tensor | None = None,
         *,
         max_hotwords: int = 20,
-        threshold: float = -1.5,
+        threshold: float = -2.0,
     ) -> list[list[FoundHotword]]:
         """
         Args:
             log_probs (`torch.FloatTensor` of shape `(B, T, V)`): Log-probabilities of the CTC head.
             lengths (`torch.LongTensor` of shape `(B,)`, *optional*): Valid frames; all by default.
             max_hotwords (`int`, *optional*, defaults to 20): Most hotwords per utterance.
-            threshold (`float`, *optional*, defaults to -1.5):
+            threshold (`float`, *optional*, defaults to -2.0):
                 Lowest score (nats per token) that is kept; lower finds more hotwords that the CTC head has misheard,
                 and more that were not said.
 
@@ -112,21 +115,27 @@ class HotwordFilter:
         """
         if max_hotwords < 1:
             raise ValueError(f"`max_hotwords` is {max_hotwords}; it must be 1 or more.")
-        scores = self.score(log_probs, lengths)
-        # of equal scores the longer word first, then the earlier one of the list
-        orders = np.lexsort((np.broadcast_to(-self.num_tokens, scores.shape), -scores.round(3)))
-        return [
-            [FoundHotword(self.hotwords[w], float(row[w])) for w in order[:max_hotwords] if row[w] >= threshold]
-            for order, row in zip(orders, scores, strict=True)
-        ]
+        found = []
+        for scores, ends in zip(*self._search(log_probs, lengths), strict=True):
+            kept = np.flatnonzero(scores >= threshold)
+            kept = kept[~_outdone(scores[kept] * self.num_tokens[kept], ends[kept], self.num_tokens[kept])]
+            # of equal scores the longer word first, then the earlier one of the list
+            order = kept[np.lexsort((-self.num_tokens[kept], -scores[kept].round(3)))]
+            found.append([FoundHotword(self.hotwords[w], float(scores[w])) for w in order[:max_hotwords]])
+        return found
 
-    @torch.inference_mode()
     def score(self, log_probs: torch.Tensor, lengths: torch.Tensor | None = None) -> np.ndarray:
         """`(B, T, V)`, `(B,)` -> float32 scores `(B, W)` of `self.hotwords`, nats per token."""
+        return self._search(log_probs, lengths)[0]
+
+    @torch.inference_mode()
+    def _search(self, log_probs: torch.Tensor, lengths: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+        """Scores `(B, W)`, and the frames in which the best alignments end."""
         path = best_path(log_probs, lengths, blank_id=self.blank_id)
         batch, num_frames, num_classes = log_probs.shape
         if not (batch and num_frames and self.hotwords):
-            return np.full((batch, len(self.hotwords)), LOWEST, dtype=np.float32)
+            size = (batch, len(self.hotwords))
+            return np.full(size, LOWEST, dtype=np.float32), np.zeros(size, dtype=np.int64)
         if self.classes[-1] >= num_classes:
             raise ValueError(
                 f"`tokenizer` gives token {self.classes[-1]}, but `log_probs` has {num_classes} classes; use the "
@@ -143,9 +152,10 @@ class HotwordFilter:
         blank = log_probs[..., self.blank_id].float() - path.log_probs.float()
         blank = blank.masked_fill_(beyond, LOWEST).clamp_min_(LOWEST)
         relative, blank = (values.movedim(0, -1).contiguous().cpu().numpy() for values in (relative, blank))
-        return (self._spot(relative, blank) / self.num_tokens[:, None]).T
+        totals, ends = self._spot(relative, blank)
+        return (totals / self.num_tokens[:, None]).T, ends.T
 
-    def _spot(self, relative: np.ndarray, blank: np.ndarray) -> np.ndarray:
+    def _spot(self, relative: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         The best path through every word, by one pass over the frames.
 
@@ -154,7 +164,7 @@ class HotwordFilter:
             blank (`np.ndarray` of shape `(T, B)`): Those of the blank.
 
         Returns:
-            `np.ndarray` of shape `(W, B)`: Sums along the path, at most 0.
+            Two `np.ndarray` of shape `(W, B)`: Sums along the path, at most 0, and the frames in which it ends.
         """
         # Score of the best path that ends in each state, and in the blank behind it. A start state is always at 0:
         # no sum exceeds that, and its column of `relative` is 0.
@@ -163,16 +173,34 @@ class HotwordFilter:
         token[self.columns == 0] = 0.0
         after = np.full(size, -np.inf, dtype=np.float32)
         best = np.full((len(self.ends), size[1]), -np.inf, dtype=np.float32)
+        last = np.zeros(best.shape, dtype=np.int64)
         step, arriving, emission = self.step[:, None], np.empty_like(token[1:]), np.empty_like(token)
-        for frame, blank_value in zip(relative, blank, strict=True):
+        for number, (frame, blank_value) in enumerate(zip(relative, blank, strict=True)):
             np.add(token[:-1], step, out=arriving)
             np.maximum(arriving, after[:-1], out=arriving)
             np.maximum(after, token, out=after)
             after += blank_value
             np.maximum(token[1:], arriving, out=token[1:])
             token += np.take(frame, self.columns, axis=0, out=emission, mode="clip")  # indices need no check
+            last[token[self.ends] > best] = number
             np.maximum(best, token[self.ends], out=best)
-        return best
+        return best, last
+
+
+def _outdone(totals: np.ndarray, ends: np.ndarray, num_tokens: np.ndarray) -> np.ndarray:
+    """
+    Words that were not said because another one was at their place: it ends with them, explains as many tokens, and is
+    more likely by `RIVAL_NATS`.
+
+    Args:
+        totals, ends, num_tokens (`np.ndarray` of shape `(W,)`): Of the words that may have been said.
+
+    Returns:
+        `np.ndarray` of shape `(W,)`, bool.
+    """
+    together = np.abs(ends[:, None] - ends) <= SAME_END
+    rivals = together & (num_tokens[:, None] <= num_tokens) & (totals[:, None] < totals - RIVAL_NATS)
+    return rivals.any(1)
 
 
 __all__ = ["FoundHotword", "HotwordFilter"]

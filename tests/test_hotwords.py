@@ -101,6 +101,29 @@ def test_unknown_characters_match_any_sound_but_a_word_needs_known_ones(caplog):
     assert {h.text for h in hotword_filter(log_probs)[0]} == {"公X", "X公"}
 
 
+def heard_as(text, others, frames, num_frames=40, place=-1):
+    """`text` is heard, and at one place also each of `others`, by so many nats less."""
+    log_probs = saying(text, frames, num_frames, peak=0.9).exp()
+    for character, nats in others.items():
+        log_probs[0, frames[place], ids(character)[0]] = 0.9 * float(np.exp(-nats))
+    return (log_probs / log_probs.sum(-1, keepdim=True)).log()
+
+
+def test_a_word_that_another_one_outdoes_at_its_place_was_not_said():
+    likely, unlikely = {"天": 2.0}, {"天": 4.0}
+    assert found(["公园", "公天"], heard_as("公园", likely, [5, 10])) == [["公园", "公天"]]
+    assert found(["公园", "公天"], heard_as("公园", unlikely, [5, 10])) == [["公园"]]
+    assert found(["公天"], heard_as("公园", unlikely, [5, 10])) == [["公天"]]  # nothing in the list is better
+
+
+def test_words_at_other_places_and_longer_words_are_not_outdone():
+    log_probs = heard_as("公园公好", {"天": 3.5}, [5, 10, 20, 25], place=1)
+    assert set(found(["公好", "公天"], log_probs)[0]) == {"公好", "公天"}  # which end 1.2 s apart
+    misheard = heard_as("我去公园", {"们": 3.5}, [5, 10, 20, 25], place=0)
+    assert set(found(["们去公园", "公园"], misheard)[0]) == {"们去公园", "公园"}  # the part is in the whole
+    assert found(["们去公园", "我去公园"], misheard)[0] == ["我去公园"]
+
+
 def test_empty_lists_batches_and_utterances():
     assert found([], saying("公", [1])) == [[]]
     assert found(["公园"], torch.zeros(0, 5, CLASSES)) == []

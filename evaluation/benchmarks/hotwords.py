@@ -1,28 +1,58 @@
-"""What a list of hotwords costs and finds: the CTC filter on synthetic posteriors of 10-s utterances, one thread.
+"""What a list of hotwords costs and finds, in the CTC filter and in the whole `Transcriber`; one thread.
 
     python evaluation/benchmarks/hotwords.py                       # 1,000 hotwords
-    python evaluation/benchmarks/hotwords.py --hotwords 10000 --classes 60000 --json
+    python evaluation/benchmarks/hotwords.py --hotwords 10000 --rounds 0 --json       # the filter alone
+    python evaluation/benchmarks/hotwords.py --model runs/asr --data test.json --hotword_file hotwords.txt
 
-The posteriors have a spike per character. Of all characters a share is misheard: another of the ten that sound alike
-wins, by up to `--margin` nats. Two hotwords of the list are said in each utterance; the others are random words, a
-third of them a said one with one character replaced by one that sounds alike. `false` counts hotwords that the prompt
-would get although they were not said.
+1. The filter, on synthetic posteriors of 10-s utterances: they have a spike per character. Of all characters a
+   share is misheard: another of the ten that sound alike wins, by up to `--margin` nats. Two hotwords of the list are
+   said in each utterance; the others are random words, a third of them a said one with one character replaced by one
+   that sounds alike. `false` counts hotwords that the prompt would get although they were not said.
+2. The `Transcriber` in mode lm, without hotwords and with the list, on the same recordings, in turns in one process:
+   `ratio`, of the two times of each round. `ratio_search` is the same for as many words of which none is said, so that
+   the search costs but no prompt grows. Without `--model` the recogniser is randomly initialised, of the sizes that
+   are printed: noise goes through its encoder, CTC head and language model, but the posteriors of 1. replace what the
+   CTC head makes of it, and answers have `--answer_tokens` tokens, since a random model knows no end. Words of the
+   prompt's template are a token each, and of hotwords every character is one. The language model is far smaller than
+   Qwen3-0.6B; `--preset large --lm_layers 28 --lm_hidden 1024 --device cuda` is near to it. On the CPU its time is
+   that of the process. With a model and recordings of known text, also: which hotwords prompts name and texts hold
+   although they were not said.
 """
 
 import argparse
+import itertools
 import json
 import logging
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
+from nest_hf import NestConfig, NestFeatureExtractor
+from nest_hf.asr_prompt import AUDIO_TOKEN, CHAT_TEMPLATE
+from nest_hf.batch_decoding import DecodingSettings
+from nest_hf.configuration_nest_asr import NestAsrConfig
+from nest_hf.ctc_tokenizer import build_ctc_tokenizer
+from nest_hf.data import decode_audio, load_speech_dataset
 from nest_hf.hotwords import HotwordFilter
+from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration
+from nest_hf.processing_nest_asr import NestAsrProcessor
+from nest_hf.transcription import Transcriber
 
 FRAME_S = 0.08
 BLANK_ID, UNKNOWN_ID, FIRST_ID = 0, 1, 2
 ALIKE = 10  # characters that sound alike have consecutive ids
-THRESHOLDS = (-0.5, -1.0, -1.5, -2.0, -3.0, -4.0)
+GREEDY = -1e-6
+# of the template, as a vocabulary of byte pairs has them
+WORDS = """
+system assistant user You are helpful
+结合 上下文 信息 更加 准确 完成 语音 转写 任务 如果 没有 相关 我们 热词 列表
+"""
+WORDS = [*WORDS.split(), "\n\n\n"]
+THRESHOLDS = (-0.5, -1.0, -1.5, -2.0, -3.0)
 
 
 class CodePointTokenizer:
@@ -85,19 +115,13 @@ def make_posteriors(tokens: list[int], args, rng: np.random.Generator) -> torch.
     return torch.from_numpy(logits).log_softmax(-1)[None]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hotwords", type=int, default=1000)
-    parser.add_argument("--classes", type=int, default=5000, help="of the CTC head")
-    parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--utterances", type=int, default=200)
-    parser.add_argument("--misheard", type=float, default=0.15, help="share of characters whose best class is wrong")
-    parser.add_argument("--margin", type=float, default=6.0, help="nats by which the wrong class wins at most")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="one line of JSON")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.basicConfig(level=logging.WARNING)
+def random_words(number: int, num_classes: int, rng: np.random.Generator) -> list[str]:
+    said, others = make_list(number, num_classes, number, rng)
+    return ["".join(chr(0x4E00 + token) for token in word) for word in said + others]
+
+
+def measure_filter(args) -> tuple[dict, list[str], list[tuple[torch.Tensor, set]]]:
+    """The report of the filter, the list, and of each utterance its posteriors `(1, T, V)` and the words said."""
     rng = np.random.default_rng(args.seed)
 
     # 1. the list, and the filter made from it
@@ -108,7 +132,7 @@ def main():
     build_ms = 1000 * (time.perf_counter() - start)
 
     # 2. utterances of about 4 characters per second with two hotwords each
-    times, scores, truths = [], [], []
+    times, counts, utterances = [], [], []
     for _ in range(args.utterances):
         chosen = rng.choice(len(said), min(2, len(said)), replace=False)
         tokens = rng.integers(FIRST_ID, args.classes, round(3 * args.seconds)).tolist()
@@ -118,27 +142,179 @@ def main():
         start = time.perf_counter()
         hotword_filter(log_probs)
         times.append(1000 * (time.perf_counter() - start))
-        scores.append(hotword_filter.score(log_probs)[0])
         spoken = {as_text[said[word]] for word in chosen}
-        truths.append(np.array([word in spoken for word in hotword_filter.hotwords]))
-    scores, truths = np.array(scores), np.array(truths)
+        found = {
+            threshold: {word.text for word in hotword_filter(log_probs, threshold=threshold)[0]}
+            for threshold in (*THRESHOLDS, GREEDY)
+        }
+        counts.append({t: (len(words & spoken), len(words - spoken), len(spoken)) for t, words in found.items()})
+        if len(utterances) < args.recordings:
+            utterances.append((log_probs, spoken))
+    totals = {t: np.sum([row[t] for row in counts], axis=0).tolist() for t in (*THRESHOLDS, GREEDY)}
 
     # 3. what each threshold keeps
     report = {"hotwords": args.hotwords, "classes": args.classes, "seconds": args.seconds, "threads": 1,
               "build_ms": round(build_ms, 1), "median_ms": round(float(np.median(times)), 2),
               "p95_ms": round(float(np.percentile(times, 95)), 2)}  # fmt: skip
-    greedy = scores >= -1e-6
-    report["recall_greedy"] = round(float((greedy & truths).sum() / truths.sum()), 3)
+    report["recall_greedy"] = round(totals[GREEDY][0] / totals[GREEDY][2], 3)
     report["thresholds"] = [
         {
             "threshold": threshold,
-            "recall": round(float(((scores >= threshold) & truths).sum() / truths.sum()), 3),
-            "false_per_utterance": round(float(((scores >= threshold) & ~truths).sum() / len(truths)), 2),
+            "recall": round(totals[threshold][0] / totals[threshold][2], 3),
+            "false_per_utterance": round(totals[threshold][1] / args.utterances, 2),
         }
         for threshold in THRESHOLDS
     ]
+    return report, list(as_text.values()), utterances
+
+
+def random_transcriber(args, posteriors: list[torch.Tensor]) -> Transcriber:
+    """A randomly initialised recogniser whose CTC head hears `posteriors`, one recording after the other."""
+    characters = [chr(0x4E00 + token) for token in range(FIRST_ID, args.classes)]
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", AUDIO_TOKEN]
+    known = [*specials, "<unk>", *sorted({*map(chr, range(32, 127)), *CHAT_TEMPLATE, *characters, *WORDS})]
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(known)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("|".join([*WORDS, r"(?m)."])), "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token=specials[0], eos_token=specials[2],
+        additional_special_tokens=specials,
+    )  # fmt: skip
+    processor = NestAsrProcessor(NestFeatureExtractor(), tokenizer, build_ctc_tokenizer(characters))
+    torch.manual_seed(args.seed)
+    config = NestAsrConfig(
+        audio_config=NestConfig.from_preset(args.preset),
+        ctc_config={"vocab_size": len(processor.ctc_tokenizer), "pad_token_id": BLANK_ID},
+        text_config={
+            "model_type": "qwen3", "vocab_size": len(tokenizer), "hidden_size": args.lm_hidden,
+            "intermediate_size": 3 * args.lm_hidden, "num_hidden_layers": args.lm_layers, "head_dim": 64,
+            "num_attention_heads": args.lm_hidden // 64, "num_key_value_heads": args.lm_hidden // 128,
+        },
+        audio_token_id=processor.audio_token_id,
+        prompt_ids=processor.prompt_ids(),
+    )  # fmt: skip
+    model = NestAsrForConditionalGeneration(config).to(args.device, torch.bfloat16 if args.bf16 else torch.float32)
+    # runs before the limit of each recording, which has the last word
+    model.generation_config.suppress_tokens = processor.end_token_ids
+    heard, ctc_logits = itertools.cycle(posteriors), model.ctc_logits
+    columns = [*range(FIRST_ID), *range(FIRST_ID + 1, len(processor.ctc_tokenizer))]  # the space is the third class
+
+    def scripted(encoded_audio):
+        logits, mask = ctc_logits(encoded_audio=encoded_audio)
+        scripted = torch.full_like(logits, -20.0)
+        scripted[..., BLANK_ID] = 0.0
+        for row, log_probs in zip(scripted, heard, strict=False):
+            num_frames = min(len(row), log_probs.shape[1])
+            row[:num_frames, columns] = log_probs[0, :num_frames]
+        return scripted, mask
+
+    model.ctc_logits = scripted
+    tokens_per_s = (args.answer_tokens - 16) / args.seconds  # `max_new_tokens` adds 16
+    settings = DecodingSettings(tokens_per_s=tokens_per_s, batch_duration_s=args.batch * (args.seconds + 4))
+    return Transcriber(model, processor, settings=settings)
+
+
+def measure_transcriber(transcriber: Transcriber, recordings, hotwords: list[str], strangers: list[str], args):
+    """Times without hotwords, with the list and with words that are not said, in turns; and what the list gives."""
+    clock = time.process_time if args.device == "cpu" else time.perf_counter
+    lists = {"without": None, "with": hotwords, "strangers": strangers}
+    seconds = {name: [] for name in lists}
+    for number in range(1 + args.rounds):  # the first is for warming up
+        for name in list(lists)[number % 3 :] + list(lists)[: number % 3]:
+            start = clock()
+            found = transcriber(recordings, hotwords=lists[name])
+            if number:
+                seconds[name].append(clock() - start)
+            if name == "with":
+                results = found
+    seconds = {name: np.array(values) for name, values in seconds.items()}
+    ratios, search = (seconds[name] / seconds["without"] for name in ("with", "strangers"))
+    encode = transcriber.decoder.processor.apply_transcription_request
+    lengths = [encode(np.zeros(1600), keywords=list(r.hotwords))["input_ids"].shape[1] for r in results]
+    report = {
+        "recordings": len(recordings),
+        "rounds": args.rounds,
+        "seconds_without": round(float(np.median(seconds["without"])), 3),
+        "ratio": round(float(np.median(ratios)), 3),
+        "ratio_lowest": round(float(ratios.min()), 3),
+        "ratio_highest": round(float(ratios.max()), 3),
+        "ratio_search": round(float(np.median(search)), 3),
+        "hotwords_in_a_prompt": round(float(np.mean([len(r.hotwords) for r in results])), 2),
+        "tokens_they_add": round(float(np.mean(lengths)) - encode(np.zeros(1600))["input_ids"].shape[1], 1),
+    }
+    return report, results
+
+
+def insertions(results, spoken: list[set], hotwords: list[str], *, has_text: bool) -> dict:
+    """Hotwords that were not said: in prompts and, of a trained model, in texts; each per recording."""
+    report = {"false_in_a_prompt": sum(len({*r.hotwords} - s) for r, s in zip(results, spoken, strict=True))}
+    if has_text:
+        written = [{word for word in hotwords if word in r.text} for r in results]
+        report["false_in_a_text"] = sum(len(words - said) for words, said in zip(written, spoken, strict=True))
+        report["false_in_a_text_but_not_in_the_prompt"] = sum(
+            len(words - said - {*r.hotwords}) for r, words, said in zip(results, written, spoken, strict=True)
+        )
+    report = {key: round(count / len(results), 3) for key, count in report.items()}
+    num_said = sum(map(len, spoken))
+    in_prompt = sum(len({*r.hotwords} & s) for r, s in zip(results, spoken, strict=True))
+    return {**report, "recall_in_prompts": round(in_prompt / num_said, 3) if num_said else None}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hotwords", type=int, default=1000)
+    parser.add_argument("--classes", type=int, default=5000, help="of the CTC head")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--utterances", type=int, default=200)
+    parser.add_argument("--misheard", type=float, default=0.15, help="share of characters whose best class is wrong")
+    parser.add_argument("--margin", type=float, default=6.0, help="nats by which the wrong class wins at most")
+    parser.add_argument("--rounds", type=int, default=7, help="of the whole Transcriber; 0 leaves it out")
+    parser.add_argument("--recordings", type=int, default=16, help="in a round")
+    parser.add_argument("--batch", type=int, default=8, help="recordings in a batch")
+    parser.add_argument("--preset", default="small", help="of the encoder")
+    parser.add_argument("--lm_layers", type=int, default=6)
+    parser.add_argument("--lm_hidden", type=int, default=512)
+    parser.add_argument("--answer_tokens", type=int, default=40)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--model", help="a trained recogniser; with --data and --hotword_file")
+    parser.add_argument("--data", help="labelled recordings")
+    parser.add_argument("--hotword_file", help="a hotword per line")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    args = parser.parse_args()
+    if len({bool(value) for value in (args.model, args.data, args.hotword_file)}) > 1:
+        parser.error("--model, --data and --hotword_file belong together; give all of them, or none.")
+    torch.set_num_threads(1)
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("nest_hf.transcription").setLevel(logging.ERROR)  # all answers of a random model are cut off
+
+    report, hotwords, utterances = measure_filter(args)
+    whole = {}
+    if args.rounds:
+        if args.model:
+            dtype = torch.bfloat16 if args.bf16 else torch.float32
+            transcriber = Transcriber.from_pretrained(args.model, device=args.device, dtype=dtype)
+            rows = load_speech_dataset(args.data, name="data", need_duration=False)
+            rate = transcriber.decoder.sampling_rate
+            recordings = [decode_audio(row["audio"], sampling_rate=rate).samples for row in rows]
+            words = Path(args.hotword_file).read_text(encoding="utf-8").splitlines()
+            hotwords = [word.strip() for word in words if word.strip()]
+            spoken = [{word for word in hotwords if word in row["text"]} for row in rows]
+        else:
+            rng = np.random.default_rng(args.seed)
+            num_samples = round(args.seconds * 16000)
+            recordings = list(rng.normal(0, 0.1, (len(utterances), num_samples)).astype(np.float32))
+            transcriber = random_transcriber(args, [log_probs for log_probs, _ in utterances])
+            spoken = [words for _, words in utterances]
+        strangers = random_words(len(hotwords), args.classes, np.random.default_rng(args.seed + 1))
+        whole, results = measure_transcriber(transcriber, recordings, hotwords, strangers, args)
+        whole |= insertions(results, spoken, hotwords, has_text=bool(args.model))
+        model = transcriber.decoder.model
+        for name in ("audio_tower", "language_model"):
+            whole[f"parameters_{name}"] = sum(p.numel() for p in getattr(model.model, name).parameters())
+
     if args.json:
-        print(json.dumps(report))
+        print(json.dumps({**report, "transcriber": whole}))
         return
     for key, value in report.items():
         if key != "thresholds":
@@ -146,6 +322,8 @@ def main():
     print("threshold  recall  false per utterance")
     for row in report["thresholds"]:
         print(f"{row['threshold']:9.1f}  {row['recall']:6.3f}  {row['false_per_utterance']:8.2f}")
+    for key, value in whole.items():
+        print(f"{key:38} {value:,}" if isinstance(value, int) else f"{key:38} {value}")
 
 
 if __name__ == "__main__":
