@@ -38,7 +38,7 @@ class Probe:
 def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> Probe:
     """
     Runs forward and backward of the longest batch of the first epoch, and leaves everything as it was: weights,
-    gradients, buffers (BatchNorm's statistics), random states.
+    gradients, buffers (BatchNorm's statistics), random states. A quarter of the batch goes first, to warm up.
 
     Args:
         trainer ([`PlannedTrainer`]): With a plan, before `train`.
@@ -46,29 +46,33 @@ def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> 
         max_memory_gb (`float`, *optional*): GiB that must do.
 
     Raises:
-        ValueError: if the batch does not fit; it names the largest budget that does, from a second, smaller batch.
+        ValueError: if the batch does not fit; it names the largest budget that does, by way of smaller batches.
     """
     sampler = trainer.train_sampler
     batch = max(sampler.plan(0), key=lambda batch: _padded_size(sampler, batch))
-    remedy = small = None
-    if max_memory_gb is not None and len(batch) > 1:  # first, since a process keeps what the larger one takes
+    found = small = None
+    if len(batch) > 1:  # first: it warms up, and a process keeps what the larger one takes
         part = batch[: -(-len(batch) // 4)]
         small = _run(trainer, part, _padded_size(sampler, part))
     try:
         found = _run(trainer, batch, _padded_size(sampler, batch))
     except torch.OutOfMemoryError:
+        pass  # what it took is only free after this block
+    limit, whose = max_memory_gb, "`max_memory_gb` is"
+    if found is None:
         gc.collect()
         torch.cuda.empty_cache()
-        found, remedy = None, torch.cuda.get_device_properties(trainer.args.device).total_memory / 2**30
-    limit = max_memory_gb if found else min(remedy, max_memory_gb or remedy)
-    if found:
+        there_is = torch.cuda.get_device_properties(trainer.args.device).total_memory / 2**30
+        if limit is None or there_is < limit:
+            limit, whose = there_is, "the GPU has"
+    else:
         logger.info(
             "longest batch: %d recordings, %.6g padded %s: %.2f GB at the peak, %.2f s forward and backward",
             found.num_examples, found.size, unit, found.peak_gb, found.step_s,
         )  # fmt: skip
         if limit is None or found.peak_gb <= limit:
             return found
-    need = f"{found.peak_gb:.2f} GB" if found else "more memory than there is"
+    need = f"{found.peak_gb:.2f} GB" if found else "more than there is"
     largest = _largest_that_fits(trainer, batch, [small, found], limit)
     longest = max(sampler.lengths[list(key.rows)].sum() for key in batch)
     name = "`batch_budget`" if sampler.budget else "`per_device_train_batch_size`"
@@ -80,7 +84,7 @@ def probe_longest(trainer, *, unit: str, max_memory_gb: float | None = None) -> 
         advice = f"the largest {name} that fits is about {fits:.6g}, or set `activation_checkpointing`"
     raise ValueError(
         f"the longest batch ({len(batch)} recordings, {_padded_size(sampler, batch):.6g} padded {unit}) needs {need}, "
-        f"`max_memory_gb` is {limit:.6g}; {advice}."
+        f"{whose} {limit:.6g}; {advice}."
     )
 
 
@@ -110,6 +114,10 @@ def _run(trainer, batch, size: float) -> Probe:
     with _unchanged(trainer):
         model.train()
         inputs = trainer._prepare_inputs(inputs)
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        if args.gradient_accumulation_steps > 1:  # all but the first of them find gradients
+            for p in trainable:
+                p.grad = torch.zeros_like(p)
         started = time.perf_counter()
         with _PeakMemory(args.device) as memory:
             with trainer.compute_loss_context_manager():
@@ -118,7 +126,6 @@ def _run(trainer, batch, size: float) -> Probe:
             if args.device.type == "cuda":
                 torch.cuda.synchronize(args.device)
         seconds = time.perf_counter() - started
-        trainable = [p for p in model.parameters() if p.requires_grad]
         state = 2 * sum(p.numel() * p.element_size() for p in trainable)  # AdamW's two moments
         return Probe(size, len(batch), memory.peak_gb + state / 2**30, seconds)
 

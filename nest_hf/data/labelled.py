@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import datasets
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -35,7 +36,7 @@ class LabelledRows:
         reports (`list[LoadReport]`): What was read and left out.
     """
 
-    rows: object
+    rows: datasets.Dataset
     texts: list[str]
     ctc_texts: list[str]
     requests: list[Request]
