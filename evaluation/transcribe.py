@@ -22,8 +22,7 @@ import dataclasses
 import logging
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -37,13 +36,13 @@ from transformers.hf_argparser import HfArg
 
 from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.conditions import CONDITIONS, condition_channel
-from nest_hf.data import PretrainingDataset, TokenBudgetBatchSampler, load_with_report
-from nest_hf.data.audio import AudioError, audio_duration
+from nest_hf.data import PretrainingDataset, TokenBudgetBatchSampler
 from nest_hf.guards import GuardSettings
 from nest_hf.hypotheses import HypothesisFile
 from nest_hf.keywords import read_keywords
 from nest_hf.parsing import error_line, parse_arguments
 from nest_hf.recognisers import has_language_model, model_identity, open_recogniser
+from nest_hf.recordings import Recordings, read_recordings
 from nest_hf.transcription import PROMPT_S
 
 logger = logging.getLogger("transcribe")
@@ -97,15 +96,6 @@ class TranscriptionArguments:
             raise ValueError(f"`domain` names a condition twice: {' '.join(self.domain)}.")
 
 
-@dataclass
-class Recordings:
-    """What is to be transcribed: rows, their durations in seconds, and ids that are skipped with the reason."""
-
-    rows: datasets.Dataset
-    durations: np.ndarray
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
 def main() -> None:
     # 1. arguments
     (args,) = parse_arguments(TranscriptionArguments)
@@ -131,7 +121,12 @@ def main() -> None:
     recogniser.check(**asked, timestamps=args.timestamps)
 
     # 3. the recordings, and what of them is done already
-    recordings = read_recordings(args)
+    recordings = read_recordings(
+        args.data,
+        min_duration_s=args.min_duration_s,
+        max_duration_s=args.max_duration_s,
+        on_bad_audio=args.on_bad_audio,
+    )
     outputs = open_outputs(args, recogniser, recordings, hotwords, state)
     facts = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -184,38 +179,6 @@ def decoding_settings(args: TranscriptionArguments) -> DecodingSettings:
     )
 
 
-def read_recordings(args: TranscriptionArguments) -> Recordings:
-    """All rows whose length is known and within the limits."""
-    rows, _ = load_with_report(args.data, name="data", need_duration=False)
-    durations = np.array([np.nan if value is None else value for value in rows["duration"][:]], dtype=np.float64)
-    skipped: dict[str, str] = {}
-
-    def length(index: int) -> float | AudioError:
-        row = rows[index]
-        try:
-            return audio_duration(row["audio"]) - (row["offset"] or 0.0)
-        except AudioError as error:
-            return error
-
-    unknown = np.flatnonzero(np.isnan(durations)).tolist()
-    with ThreadPoolExecutor() as pool:
-        for index, found in zip(unknown, pool.map(length, unknown), strict=True):
-            if isinstance(found, AudioError):
-                if args.on_bad_audio == "fail":
-                    raise ValueError(f"recording {rows[index]['id']!r}: {found} (--on_bad_audio skip leaves it out)")
-                skipped[rows[index]["id"]] = f"{found.reason}: {found}"
-            else:
-                durations[index] = found
-    for index in np.flatnonzero(durations < args.min_duration_s).tolist():
-        skipped[rows[index]["id"]] = f"shorter than {args.min_duration_s:g} s"
-    for index in np.flatnonzero(durations > (args.max_duration_s or np.inf)).tolist():
-        skipped[rows[index]["id"]] = f"longer than {args.max_duration_s:g} s"
-    keep = [index for index, key in enumerate(rows["id"][:]) if key not in skipped]
-    if not keep:
-        raise ValueError(f"data: none of {len(rows)} recordings is left; the first: {next(iter(skipped.values()))}")
-    return Recordings(rows.select(keep), durations[keep], skipped)
-
-
 def open_outputs(args, recogniser, recordings, hotwords, state) -> list[tuple[str | None, HypothesisFile]]:
     """Each condition with its file; all are checked before any work."""
     settings = {
@@ -243,7 +206,7 @@ def open_outputs(args, recogniser, recordings, hotwords, state) -> list[tuple[st
     return outputs
 
 
-def transcribe(recogniser, recordings, missing, channel, output, asked, args, state) -> None:
+def transcribe(recogniser, recordings: Recordings, missing, channel, output, asked, args, state) -> None:
     """Appends a row for each recording of `missing` that falls to this process."""
     if not missing:
         return

@@ -214,17 +214,23 @@ class AudioLlmPeer(_GeneratingPeer):
         self.request = inspect.signature(processor.apply_transcription_request).parameters if (
             requests_transcription(processor)
         ) else {}  # fmt: skip
+        if self.request and "tokenize" not in self.request:
+            kind = type(processor).__name__
+            raise ValueError(f"{kind} cannot give its request as text, so this model cannot be asked; choose another.")
         names = {"language": "language", "prompt": "prompt", "keywords": "hotwords"}
         self.takes = tuple(given for name, given in names.items() if name in self.request)
         processor.tokenizer.padding_side = "left"
+        # transformers 5.23 leaves Fun-ASR-Nano's projector without one, which makes it hear the padding
+        for module in model.modules():
+            if "config" in vars(module) and module.config._attn_implementation is None:
+                module.config._attn_implementation = model.config._attn_implementation
         decode = inspect.signature(processor.decode).parameters
         self.decode_options = {"return_format": "transcription_only"} if "return_format" in decode else {}
 
     def _transcribe(self, waves, options, timestamps):
         if self.request:
-            if "model_id" in self.request:
-                options = {"model_id": self.model.config.name_or_path, **options}
-            inputs = self.processor.apply_transcription_request(audio=waves, **options)
+            prompts = self.processor.apply_transcription_request(audio=waves, tokenize=False, **options)
+            inputs = self.processor(text=prompts, audio=waves, padding=True, return_tensors="pt")
         else:
             part = {"type": "text", "text": REQUEST}
             chats = [[{"role": "user", "content": [{"type": "audio", "audio": wave}, part]}] for wave in waves]
