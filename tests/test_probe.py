@@ -27,7 +27,7 @@ def trainer_of(lengths, *, accumulation=1, **plan):
         device=torch.device("cpu"), activation_checkpointing=False, gradient_accumulation_steps=accumulation
     )
     trainer = SimpleNamespace(args=args, model=Model(), audio_report={}, _reset_sums=lambda: None)
-    trainer.train_sampler = TokenBudgetBatchSampler(lengths, shuffle=False, **plan)
+    trainer.train_sampler = TokenBudgetBatchSampler(lengths, **{"shuffle": False, **plan})
     trainer.train_dataset = {key: torch.ones(2) for batch in trainer.train_sampler.plan(0) for key in batch}
     trainer.train_collator = torch.stack
     trainer._prepare_inputs = lambda inputs: inputs
@@ -36,8 +36,9 @@ def trainer_of(lengths, *, accumulation=1, **plan):
     return trainer
 
 
-def test_the_largest_padded_batch_is_tried_after_a_quarter_of_it():
-    trainer, seen = trainer_of([1, 1, 1, 1, 2, 2, 9, 1], batch_size=4, sort_window=0), []
+@pytest.mark.parametrize("seed", range(5))
+def test_the_largest_padded_batch_is_tried_after_a_quarter_of_it(seed):
+    trainer, seen = trainer_of([1, 1, 1, 1, 2, 2, 9, 1], batch_size=4, shuffle=True, seed=seed), []
     trainer.compute_loss = lambda model, inputs: seen.append(len(inputs)) or model(inputs)
     found = probe.probe_longest(trainer, unit="seconds")
     assert (seen, found.num_examples, found.size) == ([1, 4], 4, 36.0)
