@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from spoken_tones import make_utterances
-from test_finetune_script import CTC, RUN, SCRIPT, asr, data, error_of, folder, run, weights  # noqa: F401
+from test_finetune_script import CTC, RUN, SCRIPT, asr, data, error_of, folder, run, same, weights  # noqa: F401
 from tiny_asr import feature_extractor, tower_config
 from transformers import AutoModel, ParakeetFeatureExtractor
 
@@ -104,6 +104,24 @@ def test_bf16_computes_in_half_and_keeps_whole_weights(run, folder, tmp_path, ta
     assert any(not torch.equal(half[name], whole[name]) for name in half)
     losses = [results[bf16]["eval_dev_ctc_loss"] for bf16 in ("true", "false")]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+# ---- prompts
+
+
+def test_columns_of_the_prompt_are_learned_where_there_is_one(run, folder, tmp_path):  # noqa: F811
+    lines = (folder / "train" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    records = [json.loads(line) for line in lines]
+    for record in records:
+        record["audio_filepath"] = str(folder / "train" / record["audio_filepath"])
+    for name, more in (("plain", {}), ("asked", {"language": "zh", "keywords": ["天地"], "itn": False})):
+        text = "".join(json.dumps({**record, **more}) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+        for task, model in (("ctc", CTC), ("asr", asr(folder))):
+            options = ["--train_data", tmp_path / f"{name}.jsonl", *SHORT, "--output_dir", tmp_path / task / name]
+            run(*model, *options)
+    assert same(tmp_path / "ctc" / "plain", tmp_path / "ctc" / "asked")
+    assert not same(tmp_path / "asr" / "plain", tmp_path / "asr" / "asked")
 
 
 # ---- recordings and manifests
