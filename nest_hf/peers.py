@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from transformers import LogitsProcessorList
 
-from .batch_decoding import DecodingSettings
+from .batch_decoding import DecodingSettings, EndAtLimit
 from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
 from .guards import max_new_tokens
 from .timestamps import character_timestamps, word_timestamps
@@ -160,17 +161,27 @@ class _GeneratingPeer(_Peer):
         eos = model.generation_config.eos_token_id
         self.end_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
-    def _generate(self, waves, inputs: dict, *, most: int | None = None, **options):
-        """Token ids of the answers `(B, new)` without the prompt, and whether each was cut off."""
-        longest_s = max(len(wave) for wave in waves) / self.sampling_rate
-        limit = max_new_tokens(longest_s, tokens_per_s=self.settings.tokens_per_s)
-        limit = limit if most is None else min(limit, most)
+    def _generate(self, inputs: dict, limits: list[int], **options) -> tuple[torch.Tensor, list[bool]]:
+        """Token ids of the answers `(B, new)` without the prompt, and whether each reached its limit."""
+        prompt_length = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+        if prompt_length and self.end_ids:  # of a decoder that makes its own prompt, the length is not known
+            at_limit = EndAtLimit(
+                torch.tensor(limits, device=self.model.device),
+                prompt_length=prompt_length,
+                num_beams=self.settings.num_beams,
+                end_token_id=self.end_ids[0],
+            )
+            options["logits_processor"] = LogitsProcessorList([at_limit])
         sequences = self.model.generate(
-            **inputs, max_new_tokens=limit, num_beams=self.settings.num_beams, do_sample=False, **options
+            **inputs, max_new_tokens=max(limits) + 1, num_beams=self.settings.num_beams, do_sample=False, **options
         )
-        answers = sequences[:, inputs["input_ids"].shape[1] :] if "input_ids" in inputs else sequences
-        ended = torch.isin(answers, torch.tensor(self.end_ids, device=answers.device)).any(-1)
-        return answers, [answers.shape[1] >= limit and not end for end in ended.tolist()]
+        answers = sequences[:, prompt_length:]
+        is_end = torch.isin(answers, torch.tensor(self.end_ids, device=answers.device))
+        num_tokens = (is_end.cumsum(-1) == 0).sum(-1).tolist()
+        return answers, [number >= limit for number, limit in zip(num_tokens, limits, strict=True)]
+
+    def _limit(self, duration_s: float) -> int:
+        return max_new_tokens(duration_s, tokens_per_s=self.settings.tokens_per_s)
 
 
 class Seq2SeqPeer(_GeneratingPeer):
@@ -183,7 +194,8 @@ class Seq2SeqPeer(_GeneratingPeer):
 
     def _transcribe(self, waves, options, timestamps):
         extractor, config = self.processor.feature_extractor, self.model.config
-        most = None
+        longest_s = max(self.settings.max_window_s, *(len(wave) / self.sampling_rate for wave in waves))
+        limit = self._limit(longest_s)  # the same for all, so that no recording depends on the others
         if self.is_whisper:
             for wave in waves:
                 if len(wave) > extractor.n_samples:
@@ -191,14 +203,14 @@ class Seq2SeqPeer(_GeneratingPeer):
                         f"a recording has {len(wave) / self.sampling_rate:.1f} s, and Whisper hears "
                         f"{extractor.chunk_length} s at once; give --max_duration_s {extractor.chunk_length}."
                     )
-            most = config.max_target_positions - 5  # four tokens of the prompt, and the end
+            limit = config.max_target_positions - 6  # four tokens of the prompt, and the end
             if self.model.generation_config.is_multilingual:
                 options = {"task": "transcribe", **options}
         padding = {} if self.is_whisper else {"padding": True}
         inputs = extractor(
             waves, sampling_rate=self.sampling_rate, return_tensors="pt", return_attention_mask=True, **padding
         )
-        answers, cut_off = self._generate(waves, self._to_model(inputs), most=most, **options)
+        answers, cut_off = self._generate(self._to_model(inputs), [limit] * len(waves), **options)
         texts = self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)
         return list(self._results(waves, [text.strip() for text in texts], cut_off=cut_off))
 
@@ -237,7 +249,8 @@ class AudioLlmPeer(_GeneratingPeer):
             inputs = self.processor.apply_chat_template(
                 chats, tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt", padding=True
             )
-        answers, cut_off = self._generate(waves, self._to_model(inputs))
+        limits = [self._limit(len(wave) / self.sampling_rate) for wave in waves]
+        answers, cut_off = self._generate(self._to_model(inputs), limits)
         texts = self.processor.batch_decode(answers, skip_special_tokens=True, **self.decode_options)
         texts = [text.strip() for text in texts]
         return list(self._results(waves, texts, cut_off=cut_off, hotwords=options.get("keywords", ())))
