@@ -9,14 +9,14 @@
    said in each utterance; the others are random words, a third of them a said one with one character replaced by one
    that sounds alike. `false` counts hotwords that the prompt would get although they were not said.
 2. The `Transcriber` in mode lm, without hotwords and with the list, on the same recordings, in turns in one process:
-   `ratio`, of the two times of each round. `ratio_search` is the same for as many words of which none is said, so that
-   the search costs but no prompt grows. Without `--model` the recogniser is randomly initialised, of the sizes that
-   are printed: noise goes through its encoder, CTC head and language model, but the posteriors of 1. replace what the
-   CTC head makes of it, and answers have `--answer_tokens` tokens, since a random model knows no end. Words of the
-   prompt's template are a token each, and of hotwords every character is one. The language model is far smaller than
-   Qwen3-0.6B; `--preset large --lm_layers 28 --lm_hidden 1024 --device cuda` is near to it. On the CPU its time is
-   that of the process. With a model and recordings of known text, also: which hotwords prompts name and texts hold
-   although they were not said.
+   `ratio`, of the two times of each round. `ratio_search` is the same for a list of the same characters in another
+   order, of which hardly a word is said, so that the search costs but no prompt grows. Without `--model` the recogniser
+   is randomly initialised, of the sizes that are printed: noise goes through its encoder, CTC head and language model,
+   but the posteriors of 1. replace what the CTC head makes of it, and answers have `--answer_tokens` tokens, since a
+   random model knows no end. Words of the prompt's template are a token each, and of hotwords every character is one.
+   The language model is far smaller than Qwen3-0.6B; `--preset large --lm_layers 28 --lm_hidden 1024 --device cuda`
+   is near to it. On the CPU its time is that of the process. With a model and recordings of known text, also: which
+   hotwords prompts name and texts hold although they were not said.
 """
 
 import argparse
@@ -115,9 +115,10 @@ def make_posteriors(tokens: list[int], args, rng: np.random.Generator) -> torch.
     return torch.from_numpy(logits).log_softmax(-1)[None]
 
 
-def random_words(number: int, num_classes: int, rng: np.random.Generator) -> list[str]:
-    said, others = make_list(number, num_classes, number, rng)
-    return ["".join(chr(0x4E00 + token) for token in word) for word in said + others]
+def shuffled(words: list[str], rng: np.random.Generator) -> list[str]:
+    """Words of the same lengths from the same characters in another order."""
+    characters = iter(rng.permutation(list("".join(words))).tolist())
+    return ["".join(itertools.islice(characters, len(word))) for word in words]
 
 
 def measure_filter(args) -> tuple[dict, list[str], list[tuple[torch.Tensor, set]]]:
@@ -306,7 +307,7 @@ def main():
             recordings = list(rng.normal(0, 0.1, (len(utterances), num_samples)).astype(np.float32))
             transcriber = random_transcriber(args, [log_probs for log_probs, _ in utterances])
             spoken = [words for _, words in utterances]
-        strangers = random_words(len(hotwords), args.classes, np.random.default_rng(args.seed + 1))
+        strangers = shuffled(hotwords, np.random.default_rng(args.seed + 1))
         whole, results = measure_transcriber(transcriber, recordings, hotwords, strangers, args)
         whole |= insertions(results, spoken, hotwords, has_text=bool(args.model))
         model = transcriber.decoder.model
