@@ -10,8 +10,8 @@
    that sounds alike. `false` counts hotwords that the prompt would get although they were not said.
 2. The `Transcriber` in mode lm, without hotwords and with the list, on the same recordings, in turns in one process:
    `ratio`, of the two times of each round. `ratio_search` is the same for a list of the same characters in another
-   order, of which hardly a word is said, so that the search costs but no prompt grows. Without `--model` the recogniser
-   is randomly initialised, of the sizes that are printed: noise goes through its encoder, CTC head and language model,
+   order, of which hardly a word is said, so that only the search costs. Without `--model` the recogniser is randomly
+   initialised, of the sizes that are printed: noise goes through its encoder, CTC head and language model,
    but the posteriors of 1. replace what the CTC head makes of it, and answers have `--answer_tokens` tokens, since a
    random model knows no end. Words of the prompt's template are a token each, and of hotwords every character is one.
    The language model is far smaller than Qwen3-0.6B; `--preset large --lm_layers 28 --lm_hidden 1024 --device cuda`
