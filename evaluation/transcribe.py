@@ -36,7 +36,7 @@ from transformers.hf_argparser import HfArg
 
 from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.conditions import CONDITIONS, condition_channel
-from nest_hf.data import PretrainingDataset, TokenBudgetBatchSampler
+from nest_hf.data import ChannelDraw, PretrainingDataset, TokenBudgetBatchSampler
 from nest_hf.guards import GuardSettings
 from nest_hf.hypotheses import HypothesisFile
 from nest_hf.keywords import read_keywords
@@ -127,6 +127,13 @@ def main() -> None:
         max_duration_s=args.max_duration_s,
         on_bad_audio=args.on_bad_audio,
     )
+    too_long = np.flatnonzero(recordings.durations > (recogniser.max_duration_s or np.inf))
+    if len(too_long):
+        raise ValueError(
+            f"{len(too_long)} recordings, such as {recordings.rows[int(too_long[0])]['id']!r}, have more than the "
+            f"{recogniser.max_duration_s:g} s that this model hears at once; --max_duration_s "
+            f"{recogniser.max_duration_s:g} leaves them out."
+        )
     outputs = open_outputs(args, recogniser, recordings, hotwords, state)
     facts = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -136,10 +143,10 @@ def main() -> None:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-    hours = recordings.durations.sum() / 3600
     logger.info("%s on %s (%s, %d threads, %d processes), %s", args.model, facts["device"], args.dtype,
                 facts["threads"], state.num_processes, outputs[0][1].settings["decoding"]["mode"])  # fmt: skip
-    logger.info("%d recordings, %.3f h, from %s; %d skipped", len(recordings.rows), hours, ", ".join(args.data),
+    logger.info("%d recordings, %.3f h, from %s; %d skipped", len(recordings.rows),
+                recordings.durations.sum() / 3600, ", ".join(args.data),
                 len(recordings.skipped))  # fmt: skip
 
     # 4. transcribe
@@ -152,15 +159,13 @@ def main() -> None:
         state.wait_for_everyone()
 
         # 5. one file, and how fast it was
-        if state.is_main_process:
+        if state.is_main_process and (missing or not output.is_complete):
             summary = finish(output, recordings, facts)
             logger.info("%s: %d recordings, %d skipped, RTF %.4f, RTFx %.1f", output.path,
                         summary["num_recordings"], len(summary["skipped"]), summary["rtf"] or 0,
                         summary["rtfx"] or 0)  # fmt: skip
             for key, reason in list(summary["skipped"].items())[:5]:
-                logger.info("skipped %s: %s", key, reason)
-            if len(summary["skipped"]) > 5:
-                logger.info("all that were skipped are in %s", output.meta_path)
+                logger.info("skipped %s: %s (all are in %s)", key, reason, output.meta_path)
         state.wait_for_everyone()
     state.destroy_process_group()
 
@@ -203,6 +208,7 @@ def open_outputs(args, recogniser, recordings, hotwords, state) -> list[tuple[st
     state.wait_for_everyone()
     for _, output in outputs:
         output.open()
+    state.wait_for_everyone()  # before any row is added, so that all know the same rows to be done
     return outputs
 
 
@@ -239,7 +245,9 @@ def transcribe(recogniser, recordings: Recordings, missing, channel, output, ask
             seconds = time.perf_counter() - start
             share_s = seconds / len(pairs)
             output.add([
-                as_row(row, columns, result, share_s, channel and drawn(channel, row, example, rate, args.seed))
+                as_row(row, columns, result, share_s, channel and channel.draw(
+                    len(example.wave), sampling_rate=rate, seed=args.seed, id=row["id"], epoch=0
+                ))
                 for (row, example), result in zip(pairs, results, strict=True)
             ])  # fmt: skip
             heard_s = sum(result.duration_s for result in results)
@@ -248,12 +256,7 @@ def transcribe(recogniser, recordings: Recordings, missing, channel, output, ask
             progress.set_postfix_str(f"RTFx {audio_s / compute_s:.1f}")
 
 
-def drawn(channel, row, example, rate: int, seed: int) -> str:
-    """What the channel did to a recording, as JSON."""
-    return channel.draw(len(example.wave), sampling_rate=rate, seed=seed, id=row["id"], epoch=0).to_json()
-
-
-def as_row(row: dict, columns: list[str], result, share_s: float, channel: str | None) -> dict:
+def as_row(row: dict, columns: list[str], result, share_s: float, channel: ChannelDraw | None) -> dict:
     """One line of the output."""
     record = result.to_dict()
     windows = record.pop("windows")
@@ -264,7 +267,7 @@ def as_row(row: dict, columns: list[str], result, share_s: float, channel: str |
     if row["offset"]:
         own["offset_s"] = row["offset"]
     if channel is not None:
-        own["channel"] = channel
+        own["channel"] = channel.to_json()
     further = {name: row[name] for name in columns if row[name] is not None and name not in own}
     return {**own, **further}
 

@@ -137,16 +137,27 @@ class HypothesisFile:
                 raise ValueError(
                     f"`output` {self.path} {why}; pass --overwrite true to begin anew, or choose another file."
                 )
-        self.write_meta({"complete": False})
+        for path in self._parts():
+            _drop_broken_end(path)
+        if overwrite or not self.meta_path.exists():
+            self.write_meta({"complete": False})
 
     def open(self) -> None:
-        """Reads what is done, mends the end of this process's part, and opens it; after the first one has begun."""
+        """
+        Reads what is done and opens this process's part. All processes have to do so after the first one has made its
+        object, and before any adds a row: else they would not agree on what is done.
+        """
         for path in (self.path, *self._parts()):
             if path.exists():
-                _drop_broken_end(path)
                 self.done |= {json.loads(line)["id"] for _, line in read_utf8_lines(path)}
         self._part.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._part.open("a", encoding="utf-8")
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether a run has finished and nothing was added since."""
+        meta = read_meta(self.path)
+        return bool(meta and meta.get("complete")) and not any(path.stat().st_size for path in self._parts())
 
     @property
     def _part(self) -> Path:

@@ -11,7 +11,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from .batch_decoding import DecodingSettings, EndAtLimit
-from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
+from .ctc_decoding import best_path, collapse, ctc_beam_search
 from .guards import max_new_tokens
 from .timestamps import character_timestamps, word_timestamps
 from .transcription import Transcription
@@ -31,6 +31,7 @@ class _Peer:
         self.model, self.processor, self.settings = model, processor, settings
         self.sampling_rate = processor.feature_extractor.sampling_rate
         self.dtype = next(model.parameters()).dtype
+        self.max_duration_s: float | None = None  # longest recording that the model hears, where there is a limit
 
     def check(self, *, language=None, prompt=None, itn=True, hotwords=None, timestamps: bool = False) -> None:
         """Refuses what this model has no use for."""
@@ -133,11 +134,18 @@ class CtcPeer(_Peer):
         else:
             beams = ctc_beam_search(log_probs, lengths, blank_id=self.blank_id, beam_size=size)
             ids = [row[0].token_ids for row in beams]
-        texts, times = [ctc_text(tokenizer, row) for row in ids], None
+        texts, times = [self._text(row) for row in ids], None
         if timestamps:
             frame_s = self.model.config.inputs_to_logits_ratio / self.sampling_rate
             times = character_timestamps(log_probs, lengths, texts, tokenizer, blank_id=self.blank_id, frame_s=frame_s)
         return self._results(waves, texts, ctc=texts, times=times)
+
+    def _text(self, ids: list[int]) -> str:
+        tokenizer = self.processor.tokenizer
+        # the ids are collapsed already; tokenizers for CTC would once more join equal ones, which a blank had parted
+        own = inspect.signature(tokenizer._decode).parameters
+        options = {"group_tokens": False} if "group_tokens" in own else {}
+        return tokenizer.decode(ids, skip_special_tokens=True, **options)
 
     def _num_frames(self, num_inputs: torch.Tensor) -> torch.Tensor:
         """Valid samples or feature frames (B,) -> valid frames of the logits (B,)."""
@@ -191,18 +199,20 @@ class Seq2SeqPeer(_GeneratingPeer):
         super().__init__(model, processor, settings)
         self.is_whisper = model.config.model_type == "whisper"
         self.takes = ("language",) if self.is_whisper else ()
+        if self.is_whisper:
+            self.max_duration_s = float(processor.feature_extractor.chunk_length)
 
     def _transcribe(self, waves, options, timestamps):
         extractor, config = self.processor.feature_extractor, self.model.config
         longest_s = max(self.settings.max_window_s, *(len(wave) / self.sampling_rate for wave in waves))
         limit = self._limit(longest_s)  # the same for all, so that no recording depends on the others
         if self.is_whisper:
-            for wave in waves:
-                if len(wave) > extractor.n_samples:
-                    raise ValueError(
-                        f"a recording has {len(wave) / self.sampling_rate:.1f} s, and Whisper hears "
-                        f"{extractor.chunk_length} s at once; give --max_duration_s {extractor.chunk_length}."
-                    )
+            longest = max(map(len, waves))
+            if longest > extractor.n_samples:
+                raise ValueError(
+                    f"a recording has {longest / self.sampling_rate:.1f} s, and Whisper hears "
+                    f"{self.max_duration_s:g} s at once; leave it out, or divide it."
+                )
             limit = config.max_target_positions - 6  # four tokens of the prompt, and the end
             if self.model.generation_config.is_multilingual:
                 options = {"task": "transcribe", **options}

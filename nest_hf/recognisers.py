@@ -40,6 +40,12 @@ class NestPeer(Transcriber):
         """Hz of the waveforms."""
         return self.decoder.sampling_rate
 
+    @property
+    def max_duration_s(self) -> float | None:
+        """Longest recording, in seconds, where windows cannot be joined for want of a CTC head."""
+        joins = self.decoder.has_ctc or self.settings.long_audio == "vad"
+        return None if joins else self.settings.max_window_s
+
     def check(
         self, *, language=None, prompt=None, itn=True, hotwords: Sequence[str] | None = None, timestamps: bool = False
     ) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_asr import tiny_model, tiny_processor, waves
-from tiny_peers import fun_asr_nano, wav2vec2, whisper
+from tiny_peers import fun_asr_nano, parakeet, qwen2_audio, wav2vec2, whisper
 from transformers import AutoModelForCTC, AutoProcessor, BertConfig, BertModel
 
 from nest_hf.batch_decoding import DecodingSettings
@@ -14,7 +14,9 @@ from nest_hf.recognisers import NestPeer, has_language_model, model_identity, op
 
 KINDS = {
     "wav2vec2": (wav2vec2, CtcPeer),
+    "parakeet": (parakeet, CtcPeer),
     "whisper": (whisper, Seq2SeqPeer),
+    "qwen2_audio": (qwen2_audio, AudioLlmPeer),
     "fun_asr_nano": (fun_asr_nano, AudioLlmPeer),
 }
 
@@ -32,7 +34,7 @@ def folders(tmp_path_factory) -> dict[str, str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_model_opens_as_its_peer(folders, kind):
     assert isinstance(open_recogniser(folders[kind]), KINDS[kind][1])
-    assert has_language_model(folders[kind]) == (kind != "wav2vec2")
+    assert has_language_model(folders[kind]) == (kind not in ("wav2vec2", "parakeet"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,13 +54,21 @@ def test_a_front_end_without_a_mask_never_hears_padding(tmp_path):
     assert recogniser([short, long])[0] == recogniser([short])[0]
 
 
-def test_ctc_text_is_what_transformers_itself_decodes(folders):
+@pytest.mark.parametrize("kind", ["wav2vec2", "parakeet"])
+def test_ctc_text_is_what_transformers_itself_decodes(folders, kind):
     (wave,) = waves(1.5)
-    model, processor = (kind.from_pretrained(folders["wav2vec2"]) for kind in (AutoModelForCTC, AutoProcessor))
+    model, processor = (auto.from_pretrained(folders[kind]) for auto in (AutoModelForCTC, AutoProcessor))
     with torch.inference_mode():
         logits = model.eval()(**processor(wave, sampling_rate=16000, return_tensors="pt")).logits
     (expected,) = processor.batch_decode(logits.argmax(-1))
-    assert open_recogniser(folders["wav2vec2"])([wave])[0].text == expected
+    assert open_recogniser(folders[kind])([wave])[0].text == expected
+
+
+def test_equal_characters_that_a_blank_parts_stay_two(folders):
+    for kind in ("wav2vec2", "parakeet"):
+        recogniser = open_recogniser(folders[kind])
+        ids = recogniser.processor.tokenizer.convert_tokens_to_ids(["7", "7"])
+        assert recogniser._text(ids) == "77"
 
 
 def test_characters_of_a_ctc_peer_lie_within_the_recording(folders):
@@ -108,8 +118,10 @@ def test_a_mode_that_a_model_has_not_is_refused(folders, kind, mode):
 
 
 def test_more_audio_than_whisper_hears_is_refused_rather_than_cut(folders):
+    recogniser = open_recogniser(folders["whisper"])
     with pytest.raises(ValueError, match="5.0 s, and Whisper hears 4 s"):
-        open_recogniser(folders["whisper"])(waves(5.0))
+        recogniser(waves(5.0))
+    assert recogniser.max_duration_s == 4.0
 
 
 def test_an_answer_is_cut_off_at_its_budget_and_says_so(folders):

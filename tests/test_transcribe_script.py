@@ -217,6 +217,7 @@ def test_a_killed_run_loses_and_repeats_nothing(folder, tmp_path):
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert not killed.exists()  # it was in the middle
         if part.exists():
             part.write_bytes(part.read_bytes() + b'{"id": "wavs11", "te')
     subprocess.run([sys.executable, *command(folder, killed)], env=environment, check=True, timeout=200)

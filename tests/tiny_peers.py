@@ -5,12 +5,21 @@ from pathlib import Path
 
 import torch
 from tiny_asr import chatml_tokenizer, text_config, tower_config
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     FunAsrNanoConfig,
     FunAsrNanoFeatureExtractor,
     FunAsrNanoForConditionalGeneration,
     FunAsrNanoProcessor,
     GenerationConfig,
+    ParakeetCTCConfig,
+    ParakeetFeatureExtractor,
+    ParakeetForCTC,
+    ParakeetProcessor,
+    ParakeetTokenizer,
+    Qwen2AudioConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
     Wav2Vec2Config,
     Wav2Vec2CTCTokenizer,
     Wav2Vec2FeatureExtractor,
@@ -46,6 +55,50 @@ def wav2vec2(folder: Path, *, takes_mask: bool = True) -> str:
     Wav2Vec2ForCTC(config).save_pretrained(folder)
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=takes_mask)
     Wav2Vec2Processor(extractor, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def parakeet(folder: Path) -> str:
+    """A CTC model with a fast tokenizer, whose blank is the last class."""
+    vocabulary = {token: index for index, token in enumerate(["<unk>", *"0123456789", "<pad>"])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = ParakeetTokenizer(tokenizer_object=backend, unk_token="<unk>", pad_token="<pad>")
+    torch.manual_seed(0)
+    encoder = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 32,
+               "subsampling_conv_channels": 8}  # fmt: skip
+    config = ParakeetCTCConfig(
+        vocab_size=len(vocabulary), pad_token_id=vocabulary["<pad>"], encoder_config=encoder, initializer_range=0.5
+    )
+    model = ParakeetForCTC(config)
+    for parameter in model.ctc_head.parameters():
+        torch.nn.init.normal_(parameter)
+    model.save_pretrained(folder)
+    ParakeetProcessor(ParakeetFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def qwen2_audio(folder: Path) -> str:
+    """An audio LLM without words of its own for transcription: a chat template is all it has."""
+    tokenizer = chatml_tokenizer("0123456789")
+    tokens = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
+    torch.manual_seed(0)
+    audio = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16,
+             "max_source_positions": 200, "num_mel_bins": 80}  # fmt: skip
+    text = {**text_config(len(tokenizer)).to_dict(), "model_type": "qwen2"}
+    config = Qwen2AudioConfig(
+        audio_config=audio, text_config=text, audio_token_index=tokenizer.convert_tokens_to_ids("<|AUDIO|>")
+    )
+    model = Qwen2AudioForConditionalGeneration(config)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    model.save_pretrained(folder)
+    template = "{% for m in messages %}{% for part in m.content %}{% if part.type == 'audio' %}<|audio_bos|><|AUDIO|>"
+    template += "<|audio_eos|>{% else %}{{ part.text }}{% endif %}{% endfor %}{% endfor %}<|im_start|>"
+    processor = Qwen2AudioProcessor(WhisperFeatureExtractor(chunk_length=4), tokenizer, chat_template=template)
+    processor.save_pretrained(folder)
     return str(folder)
 
 
