@@ -3,9 +3,11 @@ Time and memory of scoring: normalisation at level `zh`, CER and KWER with table
 
     python evaluation/benchmarks/scoring.py
     python evaluation/benchmarks/scoring.py --utterances 1000000 --json
+    python evaluation/benchmarks/scoring.py --script                             # evaluation/score.py from end to end
 
 The texts are drawn: characters of everyday Chinese with numbers, punctuation and keywords, and hypotheses that lose,
-gain and confuse characters. `memory_mib` is the peak of the resident set above what imports and texts take.
+gain and confuse characters. `memory_mib` is the peak of the resident set above what imports and texts take; with
+`--script`, the whole peak of score.py, and beside it that of a tenth of the utterances.
 """
 
 import argparse
@@ -13,7 +15,11 @@ import json
 import platform
 import random
 import resource
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 
 import psutil
 
@@ -44,6 +50,7 @@ def main() -> None:
     parser.add_argument("--keywords", type=int, default=200)
     parser.add_argument("--error_rate", type=float, default=0.1, help="of each character")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--script", action="store_true", help="run evaluation/score.py, reading and writing included")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     args = parser.parse_args()
 
@@ -51,6 +58,15 @@ def main() -> None:
     keywords = ["".join(rng.choices(CHARACTERS, k=rng.choice((2, 3, 4)))) for _ in range(args.keywords)]
     references = [utterance(rng, args.characters, keywords) for _ in range(args.utterances)]
     predictions = [recognised(rng, reference, args.error_rate) for reference in references]
+
+    if args.script:
+        for number in (args.utterances // 10, args.utterances):  # the peak is that of all children so far
+            seconds, memory_mib = by_script(references[:number], predictions[:number], keywords)
+            figures = {"utterances": number, "seconds": seconds, "memory_mib": memory_mib}
+            print(
+                json.dumps(figures) if args.json else f"{number:,} utterances: {seconds:.1f} s, {memory_mib:.0f} MiB"
+            )
+        return
 
     process = psutil.Process()
     before = process.memory_info().rss
@@ -83,6 +99,26 @@ def main() -> None:
         low, high = result[f"{name}_interval"]
         print(f"{name.upper():<5} {figures[f'{name}_s']:6.2f} s   {result[name]:.4f} ({low:.4f} to {high:.4f})")
     print(f"{figures['utterances_per_s']:,.0f} utterances/s, {figures['memory_mib']:.0f} MiB above imports and texts")
+
+
+def by_script(references: list[str], predictions: list[str], keywords: list[str]) -> tuple[float, float]:
+    """Seconds and peak memory in MiB of score.py with a table by speaker, and without the report."""
+    script = Path(__file__).parents[1] / "score.py"
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [
+            {"id": f"utterance {row}", "text": prediction, "reference": reference, "speaker": f"speaker {row % 50}"}
+            for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True))
+        ]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        Path(folder, "hypotheses.jsonl").write_text(lines, encoding="utf-8")
+        Path(folder, "keywords.txt").write_text("\n".join(keywords), encoding="utf-8")
+        command = [sys.executable, script, "--hypotheses", f"drawn={folder}/hypotheses.jsonl", "--by", "speaker"]
+        command += ["--keywords", f"{folder}/keywords.txt", "--output_dir", f"{folder}/scores", "--report", "false"]
+        start = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return seconds, peak / (2**20 if platform.system() == "Darwin" else 1024)
 
 
 def utterance(rng: random.Random, length: int, keywords: list[str]) -> str:
