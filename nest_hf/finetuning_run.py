@@ -42,16 +42,16 @@ class FinetuneData:
     evals: dict[str, LabelledRows]
 
 
-def read_data(data_args: FinetuneDataArguments) -> FinetuneData:
+def read_data(data_args: FinetuneDataArguments, *, task: str) -> FinetuneData:
     """
-    Reads what a run needs, without decoding any audio.
+    Reads what a run of a `task` needs, without decoding any audio.
 
     Raises:
         ValueError: without training data, for data that cannot be used, or domains that are named and not there.
     """
     if not data_args.train_data:
         raise ValueError("`train_data` is missing: give labelled recordings, --train_data manifest.json.")
-    train = _read(data_args.train_data, data_args, name="train", split="train")
+    train = _read(data_args.train_data, data_args, task, name="train", split="train")
     domains = {domain for domain in train.rows["domain"][:] if domain}
     for option in ("channel_domains", "mix_weights"):
         for name in getattr(data_args, option) or ():
@@ -61,19 +61,20 @@ def read_data(data_args: FinetuneDataArguments) -> FinetuneData:
                     "give a source as name=path."
                 )
     evals = {
-        name: _read(source, data_args, name=name, split="validation")
+        name: _read(source, data_args, task, name=name, split="validation")
         for name, source in (data_args.eval_data or {}).items()
     }
     return FinetuneData(train, evals)
 
 
-def _read(source, data_args: FinetuneDataArguments, *, name: str, split: str) -> LabelledRows:
+def _read(source, data_args: FinetuneDataArguments, task: str, *, name: str, split: str) -> LabelledRows:
     return load_labelled(
         source,
         name=name,
         split=split,
         text_level=data_args.text_level,
         ctc_text_level=data_args.ctc_text_level,
+        with_prompts=task == "asr",
         min_duration_s=data_args.min_duration_s,
         max_duration_s=data_args.max_duration_s,
         on_bad_audio=data_args.on_bad_audio,
@@ -106,7 +107,7 @@ def finetune(
     parent = _parent(model_args, args)
     _begin(args, parent, config)
     with args.main_process_first(local=False, desc="reading the data"):
-        data = read_data(data_args)
+        data = read_data(data_args, task=model_args.task)
     if not data.evals:
         args.eval_strategy, args.eval_on_start = "no", False
 

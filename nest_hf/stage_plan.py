@@ -63,7 +63,7 @@ def describe_stages(recipe: Recipe, stages: list[Stage], *, estimate: bool = Tru
         if made_here and not all(Path(source.partition("=")[2] or source).exists() for source in made_here):
             lines.append(f"stage {stage.number} {stage.name}: on data that an earlier stage makes")
             continue
-        data = read_data(data_args)
+        data = read_data(data_args, task=model_args.task)
         hours = float(np.sum(data.train.rows["duration"][:])) / 3600
         begun = "goes on" if any(Path(stage.folder).glob("checkpoint-*")) else "to do"
         line = f"stage {stage.number} {stage.name}: {begun}; {hours:.2f} h in {len(data.train.rows)} recordings"

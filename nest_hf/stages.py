@@ -24,6 +24,7 @@ from string import Template
 from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
 from .finetuning_run import changed_options, finetune
 from .handover import read_record, verify, write_pointer
+from .language_model import LanguageModelArguments, LanguageModelTrainingArguments, train_language_model
 from .parsing import arguments_of, check_keys, read_yaml, resolved
 from .preparation_run import PreparationArguments, prepare
 
@@ -108,6 +109,7 @@ class Kind:
 
 KINDS = {
     "finetune": Kind(FINETUNE, finetune, "stage.json"),
+    "lm": Kind((LanguageModelArguments, LanguageModelTrainingArguments), train_language_model, "language_model.json"),
     "prepare": Kind((PreparationArguments,), prepare, "report.json"),
 }
 

@@ -2,41 +2,22 @@
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     FunAsrNanoEncoderConfig,
     FunAsrNanoFeatureExtractor,
     ParakeetEncoderConfig,
     ParakeetFeatureExtractor,
-    PreTrainedTokenizerFast,
     Qwen3Config,
 )
 
 from nest_hf import NestConfig, NestFeatureExtractor
-from nest_hf.asr_prompt import CHAT_TEMPLATE
+from nest_hf.chat_tokenizer import build_chat_tokenizer as chatml_tokenizer
 from nest_hf.configuration_nest_asr import NestAsrConfig
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration
 from nest_hf.processing_nest_asr import NestAsrProcessor
 
-CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>")
 TOWERS = ("nest", "parakeet_encoder", "fun_asr_nano_encoder")
-
-
-def chatml_tokenizer(texts=(), pad_token="<|endoftext|>") -> PreTrainedTokenizerFast:
-    """One token per character of the prompt template, ASCII and `texts`."""
-    characters = {chr(code) for code in range(32, 127)} | set(CHAT_TEMPLATE) | set("中文英日\n") | set("".join(texts))
-    vocabulary = {token: index for index, token in enumerate([*CHATML, "<unk>", *sorted(characters)])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"(?m)."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="<unk>",
-        pad_token=pad_token,
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(CHATML),
-    )
 
 
 def tower_config(kind="nest"):
