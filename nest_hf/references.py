@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 
 from .data import load_speech_dataset
-from .data.manifests import PATH_KEYS, SCHEMA
+from .data.manifests import MANIFEST_EXTENSIONS, PATH_KEYS, SCHEMA
 from .hypotheses import read_hypotheses, read_utf8_lines
 
 AUDIO_KEYS = (*PATH_KEYS, "messages", "source")  # one of which every line of a manifest has
@@ -45,6 +45,9 @@ def read_references(source: str) -> References:
             {row["id"]: {key: value for key, value in row.items() if key not in ("id", "text")} for row in rows},
         )
     else:
+        if Path(source).suffix in MANIFEST_EXTENSIONS and Path(source).is_file():
+            for _ in read_utf8_lines(source):  # a line of another encoding is named, which its reader does not
+                pass
         found = _of_dataset(load_speech_dataset(source, name="references", need_duration=False))
     if not found.texts:
         raise ValueError(f"`references` {source} holds no text; give labelled data.")

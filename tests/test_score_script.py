@@ -243,8 +243,10 @@ def test_bad_input_gets_one_clear_message_and_no_result(run, write, tmp_path, ki
     assert "\n" not in str(error.value) and not (tmp_path / "scores").exists()
 
 
-def test_references_in_gbk_are_named_too(run, write, tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_bytes('{"id": "a", "text": "办理"}\n'.encode("gbk"))
-    with pytest.raises(ValueError, match="line 1, byte 22.*GBK"):
+@pytest.mark.parametrize("audio", [{}, {"audio_filepath": "b.wav", "duration": 1.0}])
+def test_a_line_of_the_references_in_gbk_is_named_too(run, write, tmp_path, audio):
+    path = tmp_path / "r.json"
+    lines = [json.dumps({"id": key, "text": "办理", **audio}, ensure_ascii=False) + "\n" for key in "ab"]
+    path.write_bytes(lines[0].encode() + lines[1].encode("gbk"))
+    with pytest.raises(ValueError, match="r.json: line 2, byte .*GBK"):
         run("--hypotheses", write("x.jsonl", GOOD), "--references", path)
