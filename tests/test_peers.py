@@ -1,8 +1,11 @@
 """Peers: a recording says the same alone and in a batch; what a model cannot do is refused before any work."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_asr import tiny_model, tiny_processor, waves
 from tiny_peers import fun_asr_nano, parakeet, qwen2_audio, wav2vec2, whisper
 from transformers import AutoModelForCTC, AutoProcessor, BertConfig, BertModel
@@ -135,6 +138,20 @@ def test_a_model_that_does_not_transcribe_is_refused(folders, tmp_path):
     BertModel(BertConfig(vocab_size=16, **sizes)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'bert', which does not transcribe"):
         open_recogniser(str(tmp_path))
+
+
+def test_weights_may_lack_what_only_training_needs_and_nothing_else(folders, tmp_path):
+    shutil.copytree(folders["wav2vec2"], tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["wav2vec2.masked_spec_embed"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    (wave,) = waves(1.0)
+    assert open_recogniser(str(path.parent))([wave]) == open_recogniser(folders["wav2vec2"])([wave])
+    del tensors["lm_head.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks lm_head.weight: it is no recogniser"):
+        open_recogniser(str(path.parent))
 
 
 def test_a_pointer_opens_the_folder_that_it_names(folders, tmp_path):
