@@ -23,6 +23,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import datasets
@@ -99,7 +100,8 @@ class TranscriptionArguments:
 def main() -> None:
     # 1. arguments
     (args,) = parse_arguments(TranscriptionArguments)
-    state = PartialState(cpu=torch.device(args.device).type == "cpu")
+    # the first process to finish waits for the last one, which may have harder recordings
+    state = PartialState(cpu=torch.device(args.device).type == "cpu", timeout=timedelta(hours=24))
     device = state.device if state.num_processes > 1 else torch.device(args.device)
     level = logging.INFO if state.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
@@ -161,11 +163,11 @@ def main() -> None:
         # 5. one file, and how fast it was
         if state.is_main_process and (missing or not output.is_complete):
             summary = finish(output, recordings, facts)
-            logger.info("%s: %d recordings, %d skipped, RTF %.4f, RTFx %.1f", output.path,
-                        summary["num_recordings"], len(summary["skipped"]), summary["rtf"] or 0,
+            logger.info("%s: %d recordings, %d skipped (listed in its .meta.json), RTF %.4f, RTFx %.1f",
+                        output.path, summary["num_recordings"], len(summary["skipped"]), summary["rtf"] or 0,
                         summary["rtfx"] or 0)  # fmt: skip
             for key, reason in list(summary["skipped"].items())[:5]:
-                logger.info("skipped %s: %s (all are in %s)", key, reason, output.meta_path)
+                logger.info("skipped %s: %s", key, reason)
         state.wait_for_everyone()
     state.destroy_process_group()
 
