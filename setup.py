@@ -23,6 +23,7 @@ setup(
         "soxr>=0.5,<2",
         "scipy>=1.11,<2",
         "evaluate>=0.4.6,<0.5",
+        "peft>=0.21,<0.22",
         "rapidfuzz>=3,<4",
         "opencc>=1.2,<2",
         "regex>=2024.5",

@@ -10,6 +10,7 @@ from transformers import (
     AutoProcessor,
 )
 
+from .batch_decoding import DecodingSettings
 from .configuration_nest import NestConfig
 from .configuration_nest_asr import NestAsrConfig
 from .feature_extraction_nest import NestFeatureExtractor
@@ -23,6 +24,7 @@ from .modeling_nest import (
 )
 from .modeling_nest_asr import NestAsrForConditionalGeneration, NestAsrModel
 from .processing_nest_asr import NestAsrProcessor
+from .transcription import Transcriber, Transcription
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ AutoModelForMultimodalLM.register(NestAsrConfig, NestAsrForConditionalGeneration
 AutoProcessor.register(NestAsrConfig, NestAsrProcessor)
 
 __all__ = [
+    "DecodingSettings",
     "NestAsrConfig",
     "NestAsrForConditionalGeneration",
     "NestAsrModel",
@@ -48,5 +51,7 @@ __all__ = [
     "NestForPreTrainingOutput",
     "NestModel",
     "NestPreTrainedModel",
+    "Transcriber",
+    "Transcription",
     "aggregate_layers",
 ]

@@ -6,7 +6,8 @@ options that it adds, from YAML files (`config`, beside the recipe) and its own 
 - `prepare`: stage 0, options of training/prepare_data.py;
 - `lm`: a small language model of the texts, options of training/train_lm.py;
 - `evaluate`: decode and score, options of [`~evaluation_run.EvaluationArguments`];
-- any other name: a training stage with the options of training/finetune.py, from the result of the one before.
+- any other name: a training stage with the options of training/finetune.py, from the result of the one before, or
+  from that of `from`: a branch, which the stages after it pass by.
 
 `$output_dir` stands for the recipe's folder and `$NAME` for that of the stage NAME before, in every option.
 """
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 
+from .evaluation_run import EvaluationArguments, evaluate
 from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
 from .finetuning_run import changed_options, finetune
 from .handover import read_record, verify, write_pointer
@@ -31,6 +33,16 @@ from .preparation_run import PreparationArguments, prepare
 logger = logging.getLogger(__name__)
 
 FINETUNE = (FinetuneModelArguments, FinetuneDataArguments, FinetuneTrainingArguments)
+# options of a new model, which has no place where a stage goes on from another
+NEW_MODEL = (
+    "audio_tower",
+    "language_model",
+    "preset",
+    "config_overrides",
+    "adaptor_config",
+    "ctc_config",
+    "ctc_tokenizer",
+)
 TARGET = re.compile(r"(?P<sign>[<>])\s*(?P<bound>\d*\.?\d+)|-(?P<percent>\d*\.?\d+)\s*%")
 
 
@@ -74,6 +86,7 @@ class Stage:
         options (`dict`): All its options, the recipe's included.
         targets (`tuple[Target, ...]`): What it is to reach.
         parent (`str`, *optional*): Name of the stage whose result it trains.
+        is_branch (`bool`): Whether it was told its parent (`from`); then no later stage goes on from it by itself.
     """
 
     number: int
@@ -82,6 +95,7 @@ class Stage:
     options: dict = field(default_factory=dict)
     targets: tuple[Target, ...] = ()
     parent: str | None = None
+    is_branch: bool = False
 
     @property
     def kind(self) -> str:
@@ -109,6 +123,7 @@ class Kind:
 
 KINDS = {
     "finetune": Kind(FINETUNE, finetune, "stage.json"),
+    "evaluate": Kind((EvaluationArguments,), evaluate, "summary.json"),
     "lm": Kind((LanguageModelArguments, LanguageModelTrainingArguments), train_language_model, "language_model.json"),
     "prepare": Kind((PreparationArguments,), prepare, "report.json"),
 }
@@ -156,39 +171,49 @@ def read_recipe(path: str | Path, *, output_dir: str | None = None, options: dic
     if not output_dir or not isinstance(entries, list) or not entries:
         raise ValueError(f"{path}: `output_dir` or `stages` is missing; a recipe has a folder and a list of stages.")
     stages: list[Stage] = []
-    folders = {"output_dir": output_dir}
     for number, entry in enumerate(entries):
         where = f"{path}: stages[{number}]"
         if not isinstance(entry, dict) or not entry.get("stage"):
             raise ValueError(f"{where} has no `stage`; give it a name.")
         check_keys(entry, ("stage", "config", "options", "targets", "from"), where)
-        name = str(entry["stage"])
-        if name in folders:
-            raise ValueError(f"{where}: there are two stages `{name}`; give each its own name.")
-        folders[name] = str(Path(output_dir, f"{number}_{name}"))
         own: dict = {}
         configs = entry.get("config") or []
         for config in [configs] if isinstance(configs, str) else configs:
             own.update(read_yaml(Path(path).parent / config))
         own.update(entry.get("options") or {})
-        trains = name not in KINDS
-        merged = {**((values.get("options") or {}) if trains else {}), **own, **((options or {}) if trains else {})}
-        merged["output_dir"] = folders[name]
-        parent = None
-        if trains:
-            parent = entry.get("from") or next((s.name for s in reversed(stages) if s.kind == "finetune"), None)
-            if parent is not None and parent not in {s.name for s in stages if s.kind == "finetune"}:
-                raise ValueError(f"{where}: `from` names {parent!r}, which is no training stage before it.")
-            merged["stage"] = name
-            if parent is not None and not {"model_name_or_path", "audio_tower"} & own.keys():
-                new = ("audio_tower", "language_model", "preset", "config_overrides", "adaptor_config", "ctc_config")
-                merged = {key: v for key, v in merged.items() if key not in (*new, "ctc_tokenizer")}
-                merged |= {"model_name_or_path": folders[parent], "parent_stage": parent}
-            else:
-                parent = None
-        targets = tuple(Target(metric, str(goal)) for metric, goal in (entry.get("targets") or {}).items())
-        stages.append(Stage(number, name, folders[name], _filled(merged, folders, where), targets, parent))
+        stage = _stage(number, entry, own, stages, output_dir, where)
+        if stage.kind == "finetune":
+            given = {**(values.get("options") or {}), **stage.options, **(options or {})}
+            stage = dataclasses.replace(stage, options=_fitting(given, stage))
+        folders = {"output_dir": output_dir, **{other.name: other.folder for other in [*stages, stage]}}
+        stages.append(dataclasses.replace(stage, options=_filled(stage.options, folders, where)))
     return Recipe(Path(path).stem, output_dir, tuple(stages))
+
+
+def _stage(number: int, entry: dict, own: dict, before: list[Stage], output_dir: str, where: str) -> Stage:
+    """A stage with its own options, and what it starts from."""
+    name = str(entry["stage"])
+    if name in {"output_dir", *(stage.name for stage in before)}:
+        raise ValueError(f"{where}: there are two stages `{name}`; give each its own name.")
+    folder = str(Path(output_dir, f"{number}_{name}"))
+    targets = tuple(Target(metric, str(goal)) for metric, goal in (entry.get("targets") or {}).items())
+    trained = [stage for stage in before if stage.kind == "finetune"]
+    chain = [stage.name for stage in trained if not stage.is_branch]
+    parent = entry.get("from") or (chain[-1] if chain else None)
+    if "from" in entry and parent not in {stage.name for stage in trained}:
+        raise ValueError(f"{where}: `from` names {parent!r}, which is no training stage before it.")
+    if name in KINDS or {"model_name_or_path", "audio_tower", "preset"} & own.keys():
+        parent = None
+    return Stage(number, name, folder, {**own, "output_dir": folder}, targets, parent, "from" in entry)
+
+
+def _fitting(options: dict, stage: Stage) -> dict:
+    """The options of a training stage, without those of a new model where it goes on from another stage."""
+    options = {**options, "output_dir": stage.folder, "stage": stage.name}
+    if stage.parent is None:
+        return options
+    options = {key: value for key, value in options.items() if key not in NEW_MODEL}
+    return {**options, "model_name_or_path": f"${{{stage.parent}}}", "parent_stage": stage.parent}
 
 
 def _filled(value, folders: dict[str, str], where: str):
@@ -235,7 +260,7 @@ def run_recipe(recipe: Recipe, stages: list[Stage], *, is_main: bool, require_ta
                     "choose a new `output_dir`, or delete that folder to train it again."
                 )
         started = time.perf_counter()
-        if stage.kind in ("finetune", "lm") or is_main:
+        if stage.kind != "prepare" or is_main:
             stage.run()
         else:
             _wait_for(stage)
@@ -256,9 +281,9 @@ def _wait_for(stage: Stage) -> None:
 
 
 def hand_over(recipe: Recipe, stage: Stage) -> None:
-    """Writes the pointer to a complete stage: `stageN_checkpoint.txt`, and `final_checkpoint.txt` of the last."""
+    """Writes `stageN_checkpoint.txt`, the pointer to a complete stage; for the chain's last `final_checkpoint.txt`."""
     verify(stage.folder)
-    trained = [other for other in recipe.stages if other.kind == "finetune"]
+    trained = [other for other in recipe.stages if other.kind == "finetune" and not other.is_branch]
     write_pointer(Path(recipe.output_dir, f"stage{stage.number}_checkpoint.txt"), stage.folder)
     if stage == trained[-1]:
         write_pointer(Path(recipe.output_dir, "final_checkpoint.txt"), stage.folder)

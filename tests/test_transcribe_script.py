@@ -117,10 +117,10 @@ def test_a_language_model_gives_both_texts_and_the_guards_decision(run):
     assert {"text", "ctc_text", "lm_text", "decisions", "hotwords", "hit_max_new_tokens"} <= line.keys()
 
 
-def test_the_same_command_again_hears_nothing_anew(run, script, monkeypatch):
+def test_the_same_command_again_hears_nothing_anew(run, monkeypatch):
     output = run()
     before = output.read_bytes()
-    monkeypatch.setattr(script, "as_row", None)  # would be called for any recording
+    monkeypatch.setattr("nest_hf.transcription_run.as_row", None)  # would be called for any recording
     assert run().read_bytes() == before
 
 

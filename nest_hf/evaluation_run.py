@@ -1,0 +1,127 @@
+"""The stage `evaluate` of a recipe: several models on several sets, decoded, scored side by side, one table."""
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers.hf_argparser import HfArg
+
+from .bootstrap import bootstrap_interval
+from .data.audio_encoding import write_whole
+from .error_rates import character_errors
+from .hypotheses import read_hypotheses
+from .scoring_run import ScoringArguments, score
+from .text_table import percent, text_table
+from .transcription_run import TranscriptionArguments, transcribe
+
+logger = logging.getLogger(__name__)
+
+RATES = ("cer", "mer", "wer", "kwer")
+
+
+@dataclass
+class EvaluationArguments:
+    """Which models, on which sets."""
+
+    systems: dict | None = HfArg(default=None, help="Name -> model: a folder, Hub id or stage pointer.")
+    data: dict | None = HfArg(default=None, help="Name -> set: the first is the target, the second the retention set.")
+    output_dir: str | None = HfArg(default=None, help="Folder for hypotheses, rates and the report.")
+    keywords: str | None = HfArg(default=None, help="A keyword file.")
+    segmenter: str | None = HfArg(default=None, help="`jieba`, for the word error rate of Chinese.")
+    level: str = HfArg(default="zh", help="Of the normaliser: raw, basic or zh.")
+    by: list[str] | None = HfArg(default=None, help="Tables by columns: speaker, duration_s, snr_db ...")
+    num_beams: int = HfArg(default=1, help="Beams of the language model.")
+    hotwords: str | None = HfArg(default=None, help="A file of words that may be said.")
+    language: str | None = HfArg(default=None, help="Of the speech.")
+    batch_duration_s: float = HfArg(default=160.0, help="Seconds of a batch.")
+    dtype: str = HfArg(default="float32", help="Of the weights: float32, float16 or bfloat16.")
+    num_threads: int | None = HfArg(default=None, help="CPU threads.")
+    use_cpu: bool = HfArg(default=False, help="Decode on the CPU, also where there is a GPU.")
+
+    def __post_init__(self):
+        for name in ("systems", "data"):
+            if not getattr(self, name) or not isinstance(getattr(self, name), dict):
+                raise ValueError(f"`{name}` of `evaluate` is missing: give a mapping from names.")
+        if len(self.data) > 2:
+            raise ValueError(f"`data` of `evaluate` has {len(self.data)} sets; give the target and one retention set.")
+
+
+def evaluate(args: EvaluationArguments) -> None:
+    """
+    Decodes every set by every system, scores them and prints a table: of the language model CER, MER, WER, KWER, of
+    CTC the CER, and the CER on the retention set. All of it goes to `summary.json`, `scores/` and `hypotheses/`.
+    """
+    state = PartialState()
+    device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
+    out = Path(args.output_dir)
+
+    # 1. decode
+    hypotheses = {
+        name: {system: out / "hypotheses" / name / f"{system}.jsonl" for system in args.systems} for name in args.data
+    }
+    common = ("num_beams", "hotwords", "language", "batch_duration_s", "dtype", "num_threads")
+    for name, source in args.data.items():
+        for system, model in args.systems.items():
+            options = {option: getattr(args, option) for option in common}
+            data = [source] if isinstance(source, str) else source
+            output = str(hypotheses[name][system])
+            transcribe(TranscriptionArguments(model=model, data=data, output=output, device=device, **options), state)
+    if not state.is_main_process:
+        return
+
+    # 2. score
+    target, *others = args.data
+    options = {option: getattr(args, option) for option in ("keywords", "segmenter", "level", "by")}
+    named = {name: [f"{system}={path}" for system, path in files.items()] for name, files in hypotheses.items()}
+    retention = named[others[0]] if others else None
+    metrics = score(
+        ScoringArguments(hypotheses=named[target], retention=retention, output_dir=str(out / "scores"), **options)
+    )
+
+    # 3. one table
+    summary = {}
+    for system in args.systems:
+        found = metrics["systems"][system]
+        rates = {rate: _rate(found[rate], rate) for rate in RATES}
+        rates["ctc_cer"] = _ctc(hypotheses[target][system], args.level)
+        if others:
+            rates["retention_cer"] = _rate(metrics["retention"]["systems"][system]["cer"], "cer")
+        summary[system] = rates
+    print(f"\n{summary_table(summary, target, others)}\n")
+    write_whole(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
+    print(f"{out / 'summary.json'}, {out / 'scores'}")
+
+
+def _rate(result: dict | None, rate: str) -> dict | None:
+    """Value and 95 % interval."""
+    if not result or result.get(rate) is None:
+        return None
+    return {"value": result[rate], "interval": result.get(f"{rate}_interval")}
+
+
+def _ctc(path: Path, level: str) -> dict | None:
+    """CER of the text that the CTC head wrote of the same audio."""
+    rows = [row for row in read_hypotheses(path) if row.get("ctc_text") is not None and row.get("reference")]
+    if not rows:
+        return None
+    references = {row["id"]: row["reference"] for row in rows}
+    counts = character_errors({row["id"]: row["ctc_text"] for row in rows}, references, level=level)
+    value = float(counts.errors.sum() / max(1, counts.num_tokens.sum()))
+    return {"value": value, "interval": list(bootstrap_interval(counts.errors, counts.num_tokens))}
+
+
+def summary_table(summary: dict, target: str, others: list[str]) -> str:
+    """The rates of each system in percent."""
+    names = ["cer", "mer", "wer", "kwer", "ctc_cer", *(["retention_cer"] if others else [])]
+    heads = ["CER", "MER", "WER", "KWER", "CER (CTC)", *([f"CER {others[0]}"] if others else [])]
+    rows = [
+        [system, *("-" if rates[name] is None else percent(rates[name]["value"]) for name in names)]
+        for system, rates in summary.items()
+    ]
+    return text_table([f"{target}, %", *heads], rows)
+
+
+__all__ = ["EvaluationArguments", "evaluate", "summary_table"]
