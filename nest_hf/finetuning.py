@@ -124,7 +124,7 @@ class FinetuneTrainer(PlannedTrainer):
         for loss, ids in zip(losses, self._ids_since_log, strict=True):
             usual = statistics.median(self._usual_losses) if len(self._usual_losses) >= 10 else math.inf
             self._usual_losses.append(loss)
-            if loss <= SPIKE * usual and math.isfinite(loss):
+            if loss <= min(SPIKE, self.max_loss_ratio or SPIKE) * usual and math.isfinite(loss):
                 continue
             message = (
                 f"the loss of a batch just before step {self.state.global_step} is {loss:.6g}, the median before it "

@@ -92,7 +92,7 @@ def from_nest(folder) -> dict:
 
 
 def write(path, recipe: dict, output_dir) -> Path:
-    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(output_dir)}), encoding="utf-8")
+    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(output_dir)}, sort_keys=False), encoding="utf-8")
     return path
 
 
@@ -368,6 +368,78 @@ def test_every_recipe_and_stage_of_the_repository_can_be_read():
         recipe = read_recipe(path, options={"bf16": False, "use_cpu": True})
         for stage in recipe.stages:
             stage.arguments()
+
+
+# ---- further kinds, and what watches over a stage
+
+
+@pytest.mark.slow
+def test_from_preparation_to_evaluation_in_one_command(folder, tmp_path, capsys):
+    recipe = literal(folder, max_steps=2, mix="random", mix_weights={"calls": 0.5, "simulated": 0.5})
+    first = recipe["stages"][0]["options"]
+    first["train_data"] = [f"calls={folder}/train/manifest.jsonl", "simulated=$prepare/train.jsonl"]
+    for entry in recipe["stages"][1:]:
+        entry["options"] |= {"mix": "all", "mix_weights": None}
+    prepare = {"preset": "clean_8k", "data": [f"{folder}/wide/manifest.jsonl"], "num_proc": 1}
+    evaluation = {
+        "systems": {"baseline": f"{folder}/nest", "lora": "$lora", "joint": "$joint"},
+        "data": {"calls": f"{folder}/dev/manifest.jsonl", "retention": f"{folder}/wide/manifest.jsonl"},
+        "keywords": f"{folder}/keywords.txt",
+        "use_cpu": True,
+    }
+    branch = {"stage": "joint", "from": "adaptor", "config": str(CONFIGS / "joint.yaml"), "options": options(folder)}
+    recipe["stages"] = [
+        {"stage": "prepare", "options": prepare},
+        *recipe["stages"],
+        branch,
+        {"stage": "evaluate", "options": evaluation},
+    ]
+    path = write(tmp_path / "recipe.yaml", recipe, tmp_path / "run")
+    run(path)
+    assert read_record(tmp_path / "run" / "1_encoder")["data"]["train"]["recordings"] == 16 + 4
+    assert read_record(tmp_path / "run" / "4_joint")["parent"]["stage"] == "adaptor"
+    assert follow_pointer(tmp_path / "run" / "final_checkpoint.txt").endswith("3_lora")
+    summary = json.loads((tmp_path / "run" / "5_evaluate" / "summary.json").read_text())
+    assert list(summary) == ["baseline", "lora", "joint"]
+    assert all(rates["retention_cer"] and rates["ctc_cer"] and rates["cer"]["interval"] for rates in summary.values())
+    assert "CER (CTC)" in capsys.readouterr().out
+
+
+def test_an_adapter_alone_is_the_stages_folder_where_nothing_is_merged(folder, tmp_path):
+    from peft import PeftModel
+
+    recipe = literal(folder, max_steps=1, eval_steps=1, save_steps=1, merge=False)
+    entry = recipe["stages"][2]
+    entry["options"]["model_name_or_path"] = f"{folder}/nest"
+    run(write(tmp_path / "recipe.yaml", {"stages": [entry]}, tmp_path / "run"))
+    assert not (tmp_path / "run" / "0_lora" / "model.safetensors").exists()
+    base = NestAsrForConditionalGeneration.from_pretrained(folder / "nest")
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "run" / "0_lora"))
+    assert sum("lora_" in name for name, _ in adapted.named_parameters()) == 2 * 4 * 2
+    assert all("lora_" in name for name in read_record(tmp_path / "run" / "0_lora")["tensors"])
+
+
+def test_a_leap_of_the_loss_names_its_recordings(recipe):
+    short, write_it = recipe
+    short["stages"][0]["options"] |= {"max_steps": 40, "max_loss_ratio": 1.0001, "eval_steps": 40, "save_steps": 40}
+    message = error_of(write_it(), "--last", 0)
+    assert "the loss of a batch just before step" in message and "train-0" in message
+
+
+def test_the_channel_is_for_the_domains_that_are_named(folder):
+    from nest_hf.data.batching import ExampleKey
+    from nest_hf.data.labelled import LabelledDataset, load_labelled
+    from nest_hf.data.telephone import TelephoneChannel
+
+    sources = [f"calls={folder}/dev/manifest.jsonl", f"wide={folder}/wide/manifest.jsonl"]
+    labelled = load_labelled(sources, name="train")
+    channel = TelephoneChannel.from_preset("clean_8k")
+    plain = LabelledDataset(labelled)
+    phoned = LabelledDataset(labelled, channel=channel, channel_domains=["wide"])
+    for row, domain in enumerate(labelled.rows["domain"][:]):
+        key = ExampleKey(0, (row,))
+        same = np.array_equal(plain[key].audio.wave, phoned[key].audio.wave)
+        assert same == (domain == "calls")
 
 
 # ---- killed at any moment
