@@ -4,6 +4,9 @@ from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForAudioFrameClassification,
+    AutoModelForAudioXVector,
     AutoModelForCTC,
     AutoModelForMultimodalLM,
     AutoModelForPreTraining,
@@ -23,6 +26,7 @@ from .modeling_nest import (
     aggregate_layers,
 )
 from .modeling_nest_asr import NestAsrForConditionalGeneration, NestAsrModel
+from .modeling_nest_heads import NestForAudioFrameClassification, NestForSequenceClassification, NestForXVector
 from .processing_nest_asr import NestAsrProcessor
 from .transcription import Transcriber, Transcription
 
@@ -32,6 +36,9 @@ AutoConfig.register("nest", NestConfig)
 AutoModel.register(NestConfig, NestModel)
 AutoModelForPreTraining.register(NestConfig, NestForPreTraining)
 AutoModelForCTC.register(NestConfig, NestForCTC)
+AutoModelForAudioClassification.register(NestConfig, NestForSequenceClassification)
+AutoModelForAudioFrameClassification.register(NestConfig, NestForAudioFrameClassification)
+AutoModelForAudioXVector.register(NestConfig, NestForXVector)
 AutoFeatureExtractor.register(NestConfig, NestFeatureExtractor)
 AutoConfig.register("nest_asr", NestAsrConfig)
 AutoModel.register(NestAsrConfig, NestAsrModel)
@@ -46,9 +53,12 @@ __all__ = [
     "NestAsrProcessor",
     "NestConfig",
     "NestFeatureExtractor",
+    "NestForAudioFrameClassification",
     "NestForCTC",
     "NestForPreTraining",
     "NestForPreTrainingOutput",
+    "NestForSequenceClassification",
+    "NestForXVector",
     "NestModel",
     "NestPreTrainedModel",
     "Transcriber",

@@ -76,6 +76,14 @@ class NestConfig(ParakeetEncoderConfig):
         pad_token_id (`int`, *optional*, defaults to 1024): The CTC blank.
         ctc_loss_reduction (`str`, *optional*, defaults to `"mean"`): As `torch.nn.CTCLoss`.
         ctc_zero_infinity (`bool`, *optional*, defaults to `True`): As `torch.nn.CTCLoss`.
+        use_weighted_layer_sum (`bool`, *optional*, defaults to `False`):
+            Whether classifiers see a learned sum of all layers, or the last one.
+        classifier_proj_size (`int`, *optional*, defaults to 256): Width of [`NestForSequenceClassification`]'s mean.
+        tdnn_dim (`list[int]`, *optional*, defaults to `(512, 512, 512, 512, 1500)`):
+            Widths of the convolutions of [`NestForXVector`].
+        tdnn_kernel (`list[int]`, *optional*, defaults to `(5, 3, 3, 1, 1)`): Their kernels.
+        tdnn_dilation (`list[int]`, *optional*, defaults to `(1, 2, 3, 1, 1)`): Their dilations.
+        xvector_output_dim (`int`, *optional*, defaults to 512): Width of the speaker embeddings.
 
     Example:
 
@@ -121,6 +129,13 @@ class NestConfig(ParakeetEncoderConfig):
     pad_token_id: int | None = 1024
     ctc_loss_reduction: Literal["mean", "sum"] = "mean"
     ctc_zero_infinity: bool = True
+
+    use_weighted_layer_sum: bool = False
+    classifier_proj_size: int = 256
+    tdnn_dim: list[int] | tuple[int, ...] = (512, 512, 512, 512, 1500)
+    tdnn_kernel: list[int] | tuple[int, ...] = (5, 3, 3, 1, 1)
+    tdnn_dilation: list[int] | tuple[int, ...] = (1, 2, 3, 1, 1)
+    xvector_output_dim: int = 512
 
     def __post_init__(self, **kwargs):
         if self.intermediate_size is None:
