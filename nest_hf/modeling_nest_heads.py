@@ -4,7 +4,7 @@ Names of parameters, config fields and losses are those of transformers' Wav2Vec
 neither the logits nor the loss, and the x-vector's convolutions keep the number of frames, since 80 ms a frame leave a
 short recording fewer than their kernels span.
 
-Dimensions: B recordings, T mel frames, M mel bins, T' encoder frames, D hidden size, C classes, X width of the x-vector.
+Dimensions: B recordings, T mel frames, M mel bins, T' encoder frames, D hidden size, C classes, X x-vector width.
 """
 
 import torch
