@@ -11,27 +11,22 @@ no speaker, not even in babble; `text` has numbers as words and no punctuation. 
 same bytes. The voices are rule-based: they test a pipeline, and say nothing of how well a model hears people.
 """
 
-import ctypes
 import json
-import os
-from collections import namedtuple
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import soundfile
-import soxr
 from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.hf_argparser import HfArg
 
-SAMPLING_RATE = 16000
+from nest_hf.data.call_grammar import TELEPHONE_DIGITS, read_digits, read_mandarin
+from nest_hf.data.espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
+
 MANIFESTS = {"speech": "{split}.jsonl", "noise": "noise_{split}.jsonl"}
 NOISE_KINDS = ("babble", "ventilation", "hum", "pink", "brown", "white")
-# espeak-ng's variants that sound different, stay below full scale at half volume, and need no Klatt synthesis.
-VARIANTS = "f1 m1 f2 m2 f3 m3 f4 m4 f5 m5 Annie m6 linda m7 belinda m8 steph Michael grandma edward Alex Lee".split()
-Speaker = namedtuple("Speaker", "id variant words_per_minute pitch")  # pitch on espeak's scale, 0 to 99
 
 
 @dataclass
@@ -81,22 +76,10 @@ it may rain tomorrow so take an umbrella|could you say that again please|i want 
 }
 NAMES = {"zh": "王李张刘陈杨赵黄周吴", "en": "anna peter susan david mary james linda robert karen thomas".split()}
 PLACES = {"zh": "北京 上海 医院 学校 银行 机场".split(), "en": "airport hospital school bank library".split()}
-DIGITS_ZH, TELEPHONE_DIGITS_ZH = "零一二三四五六七八九", "零幺二三四五六七八九"  # 1 is yao in telephone numbers
 NUMBERS_EN = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
 NUMBERS_EN += "sixteen seventeen eighteen nineteen".split()
 TENS_EN = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 MONTHS_EN = "january february march april may june july august september october november december".split()
-
-
-def read_mandarin(number: int) -> str:
-    """Reads 1 to 9999 in Mandarin: 2050 is 二千零五十, 15 is 十五."""
-    words, skipped = "", False
-    for unit, name in ((1000, "千"), (100, "百"), (10, "十"), (1, "")):
-        digit = number // unit % 10
-        if digit:
-            words += ("零" if skipped and words else "") + DIGITS_ZH[digit] + name
-        skipped = digit == 0
-    return words.removeprefix("一") if 10 <= number < 20 else words
 
 
 def read_english(number: int) -> str:
@@ -116,8 +99,8 @@ def draw_sentence(lang: str, rng: np.random.Generator) -> str:
     month, day, hour, half = rng.integers([1, 1, 3, 0], [13, 13, 13, 2]).tolist()
     digits = rng.integers(0, 10, size=9)
     if lang == "zh":
-        slots["phone"] = "".join(TELEPHONE_DIGITS_ZH[digit] for digit in (1, 3, *digits))
-        slots["code"] = "".join(DIGITS_ZH[digit] for digit in digits[:6])
+        slots["phone"] = read_digits((1, 3, *digits), TELEPHONE_DIGITS)
+        slots["code"] = read_digits(digits[:6])
         slots["date"] = f"{read(month)}月{read(day)}号"
         slots["clock"] = f"{rng.choice(['上午', '下午'])}{read(hour)}点{'半' * half}"
     else:
@@ -141,46 +124,6 @@ def draw_speakers(validation_share: float, seed: int) -> dict[str, list[Speaker]
     variants = rng.permutation(VARIANTS).tolist()
     speakers = [Speaker(f"spk{i:02d}_{v}", v, *rates_and_pitches[i]) for i, v in enumerate(variants)]
     return {"train": speakers[:num_train], "validation": speakers[num_train:]}
-
-
-class Synthesizer:
-    """espeak-ng through ctypes. Its state is global and never quite reset: use one per process, in a fixed order."""
-
-    def __init__(self, seed: int):
-        try:
-            import espeakng_loader
-        except ImportError:
-            raise SystemExit('The demo data needs espeak-ng; install it with: pip install "nest_hf[demo]"') from None
-        self.espeak, data_path = ctypes.CDLL(espeakng_loader.get_library_path()), espeakng_loader.get_data_path()
-        self.rate = self.espeak.espeak_Initialize(2, 0, os.fsencode(data_path), 0x8000)  # synchronous, no exit()
-        if self.rate <= 0:
-            raise SystemExit(f"espeak-ng cannot read its data in {data_path}; reinstall `espeakng_loader`.")
-        self.espeak.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # some voices jitter, by default seeded from the clock
-        self.chunks = []
-
-        @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        def collect(samples, num_samples, events):
-            if samples and num_samples:
-                self.chunks.append(np.ctypeslib.as_array(samples, (num_samples,)).copy())
-            return 0
-
-        self.callback = collect  # an attribute, for espeak only holds its address
-        self.espeak.espeak_SetSynthCallback(self.callback)
-
-    def __call__(self, text: str, *, lang: str, speaker: Speaker) -> np.ndarray:
-        """Says `text`; returns float32 samples at 16 kHz, (samples,)."""
-        self.chunks.clear()
-        voice, data = f"{'cmn' if lang == 'zh' else 'en-us'}+{speaker.variant}", text.encode() + b"\0"
-        status = [self.espeak.espeak_SetVoiceByName(voice.encode())]
-        # 1 is the rate, 3 the pitch, and 2 the volume: at its default of 100 some voices clip inside espeak.
-        for parameter, value in {1: speaker.words_per_minute, 2: 50, 3: speaker.pitch}.items():
-            status.append(self.espeak.espeak_SetParameter(parameter, value, 0))
-        status.append(self.espeak.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, 1, None, None))  # UTF-8
-        if any(status) or not self.chunks:
-            raise RuntimeError(f"espeak-ng cannot say {text!r} with the voice {voice!r} (status {status}).")
-        samples = np.concatenate(self.chunks).astype(np.float32) / 32768
-        assert 0.02 < np.abs(samples).max() < 0.9999, f"{voice} is silent or clips in {text!r}"
-        return soxr.resample(samples, self.rate, SAMPLING_RATE)
 
 
 def draw_utterance(synthesizer: Synthesizer, rng, args: DemoDataArguments, *, lang: str, speaker: Speaker):
@@ -252,7 +195,7 @@ def main():
         (args,) = parser.parse_args_into_dataclasses()
         folder, synthesizer = Path(args.output_dir), Synthesizer(args.seed)
         prepare_folder(folder, overwrite=args.overwrite)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"make_demo_data.py: error: {error}") from None
     speakers = draw_speakers(args.validation_share, args.seed)
     num_files, num_noise = (split_count(n, args.validation_share) for n in (args.num_files or 0, args.num_noise_files))
