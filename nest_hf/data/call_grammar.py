@@ -137,32 +137,28 @@ def draw_values(rng: np.random.Generator) -> dict[str, str]:
     }
 
 
-def draw_sentence(
-    rng: np.random.Generator, *, seen_template: bool = True, unseen_keyword: str | None = None
-) -> Sentence:
+def draw_sentence(rng: np.random.Generator, *, seen_template: bool = True, keyword: str | None = None) -> Sentence:
     """
     Draws a domain, a template of it, and a value for each of its slots.
 
     Args:
         rng (`np.random.Generator`): Of all draws.
-        seen_template (`bool`, *optional*, defaults to `True`): Of the templates that training texts use.
-        unseen_keyword (`str`, *optional*): One of `UNSEEN_KEYWORDS` that must occur; otherwise none does.
+        seen_template (`bool`, *optional*, defaults to `True`): One of the templates that training texts use.
+        keyword (`str`, *optional*): A keyword that must occur; otherwise none of `UNSEEN_KEYWORDS` does.
     """
-    domain = str(rng.choice(DOMAINS))
-    if unseen_keyword is not None:
-        (domain,) = [name for name in DOMAINS if unseen_keyword in UNSEEN_KEYWORDS[name]]
-    choices = templates(domain, seen=seen_template)
-    if unseen_keyword is not None:
-        choices = [template for template in choices if "{keyword}" in template]
+    domain, unseen = str(rng.choice(DOMAINS)), False
+    if keyword is not None:
+        (domain,) = [name for name in DOMAINS if keyword in KEYWORDS[name] + UNSEEN_KEYWORDS[name]]
+        unseen = keyword in UNSEEN_KEYWORDS[domain]
+    choices = [t for t in templates(domain, seen=seen_template) if keyword is None or "{keyword}" in t]
     while True:
-        template = str(rng.choice(choices))
         opener = str(rng.choice(OPENERS)) if rng.random() < 0.5 else ""
-        keyword = unseen_keyword or str(rng.choice(KEYWORDS[domain]))
-        text = (opener + template).format(**draw_values(rng), keyword=keyword)
+        slot = keyword or str(rng.choice(KEYWORDS[domain]))
+        text = (opener + str(rng.choice(choices))).format(**draw_values(rng), keyword=slot)
         if NUM_CHARACTERS[0] <= len(text) <= NUM_CHARACTERS[1]:
             break
-    has_seen = any(keyword in text for keywords in KEYWORDS.values() for keyword in keywords)
-    kind = "unseen" if unseen_keyword else "seen" if has_seen else "none"
+    has_seen = any(word in text for words in KEYWORDS.values() for word in words)
+    kind = "unseen" if unseen else "seen" if has_seen else "none"
     return Sentence(text, domain, "seen" if seen_template else "unseen", kind)
 
 

@@ -1,0 +1,185 @@
+"""A corpus of synthetic calls: who says what in which set, and the recordings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soxr
+
+from .audio_encoding import encode_audio, write_whole
+from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_sentence
+from .espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
+from .seeding import generator_of, seed_of
+from .telephone import TelephoneChannel
+
+SETS = ("train", "validation", "test", "calls_train", "calls_validation", "calls_test")
+CALL_RATE = 8000
+NUM_SPEAKERS = {"train": 14, "validation": 3, "test": 5}
+SECONDS_PER_CHARACTER = 43.0  # over words per minute: what espeak's Mandarin takes, measured over the grammar
+PAUSE_S = (0.08, 0.3)  # before and after the speech
+TALKERS_S = 300.0  # of other speech that babble is made of
+SHARD = (
+    100  # utterances of one process; its espeak-ng starts anew, so that recordings depend on no number of processes
+)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A sentence with its speaker, before it is a recording."""
+
+    id: str
+    sentence: Sentence
+    speaker: Speaker
+
+    @property
+    def expected_s(self) -> float:
+        """Its length in seconds, near enough to plan a number of hours."""
+        spoken_s = len(self.sentence.text) * SECONDS_PER_CHARACTER / self.speaker.words_per_minute
+        return spoken_s + sum(PAUSE_S)
+
+
+def split_of(name: str) -> str:
+    """`train`, `validation` or `test` of one of `SETS`."""
+    return name.removeprefix("calls_")
+
+
+def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
+    """A speaker for each of espeak-ng's variants, dealt out to the splits: no voice is in two."""
+    rng = np.random.default_rng([seed, 0])
+    variants = rng.permutation(VARIANTS).tolist()
+    rates_and_pitches = rng.integers([165, 30], [211, 71], size=(len(variants), 2)).tolist()
+    speakers = [Speaker(v, v, *both) for v, both in zip(variants, rates_and_pitches, strict=True)]
+    splits, first = {}, 0
+    for split, number in NUM_SPEAKERS.items():
+        splits[split] = speakers[first : first + number]
+        first += number
+    return splits
+
+
+def draw_training_texts(rng: np.random.Generator) -> Iterator[Sentence]:
+    """Seen templates and keywords without end; every fourth sentence takes the next keyword, so that none is rare."""
+    keywords = [keyword for words in KEYWORDS.values() for keyword in words]
+    for index in range(10**9):
+        yield draw_sentence(rng, keyword=None if index % 4 else keywords[index // 4 % len(keywords)])
+
+
+def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> list[Sentence]:
+    """
+    30 % with unseen templates, 20 % with an unseen keyword (half of them in a seen template), none of them in `known`.
+
+    Args:
+        rng (`np.random.Generator`): Of all draws.
+        number (`int`): Of sentences; each unseen keyword occurs from 50 on.
+        known (`set[str]`): Texts of training.
+    """
+    unseen = [keyword for words in UNSEEN_KEYWORDS.values() for keyword in words]
+    sentences = []
+    for index in range(number):
+        keyword = None if index % 5 else unseen[index // 5 % len(unseen)]
+        sentences.append(_draw_new(rng, known, seen_template=index % 10 not in (2, 5, 8), keyword=keyword))
+    return sentences
+
+
+def _draw_new(rng: np.random.Generator, known: set[str], **choice) -> Sentence:
+    while (sentence := draw_sentence(rng, **choice)).text in known:
+        pass
+    return sentence
+
+
+def plan_corpus(
+    *, hours: float, call_hours: float, test_utterances: int, lm_sentences: int, seed: int
+) -> tuple[dict[str, list[Utterance]], list[str]]:
+    """
+    Who says what: the utterances of each of `SETS`, and the texts for a language model.
+
+    Validation sets are half as large as test sets and use seen templates and keywords. No sentence of validation or
+    test occurs in training or in the texts for a language model.
+    """
+    speakers = draw_speakers(seed)
+    lm_rng = np.random.default_rng([seed, 1])
+    lm_texts = [sentence.text for _, sentence in zip(range(lm_sentences), draw_training_texts(lm_rng), strict=False)]
+    plan, known = {}, set(lm_texts)
+    # training first, because the others avoid its sentences
+    for name in sorted(SETS, key=lambda name: split_of(name) != "train"):
+        rng = np.random.default_rng([seed, 2, SETS.index(name)])
+        voices = speakers[split_of(name)]
+        plan[name] = []
+
+        def add(sentence: Sentence, name: str = name, rng=rng, voices=voices) -> float:
+            voice = voices[rng.integers(len(voices))]
+            jitter = rng.integers([-8, -5], [9, 6]).tolist()  # nobody speaks at one rate and pitch all day
+            voice = voice._replace(words_per_minute=voice.words_per_minute + jitter[0], pitch=voice.pitch + jitter[1])
+            plan[name].append(Utterance(f"{name}-{len(plan[name]):05d}", sentence, voice))
+            return plan[name][-1].expected_s
+
+        if split_of(name) == "train":
+            left_s = 3600 * (call_hours if name.startswith("calls") else hours)
+            for sentence in draw_training_texts(rng):
+                known.add(sentence.text)
+                left_s -= add(sentence)
+                if left_s <= 0:
+                    break
+        elif split_of(name) == "validation":
+            for _ in range(test_utterances // 2):
+                add(_draw_new(rng, known))
+        else:
+            for sentence in draw_test_texts(rng, test_utterances, known):
+                add(sentence)
+    return {name: plan[name] for name in SETS}, lm_texts
+
+
+def say(utterance: Utterance, synthesizer: Synthesizer, seed: int) -> np.ndarray:
+    """The recording: speech between short pauses, at the speaker's level; (N,) float32 at 16 kHz."""
+    speech = synthesizer(utterance.sentence.text, lang="zh", speaker=utterance.speaker)
+    rng = generator_of(seed, 0, utterance.id, "call corpus")
+    level = generator_of(seed, 0, utterance.speaker.id, "call corpus level").uniform(0.3, 0.8) * rng.uniform(0.9, 1.1)
+    before, after = (np.zeros(round(s * SAMPLING_RATE), np.float32) for s in rng.uniform(*PAUSE_S, size=2))
+    return np.concatenate([before, speech * np.float32(level / np.abs(speech).max()), after])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Work for one process: utterances of one set, and what babble is made of where they are calls."""
+
+    folder: Path
+    name: str
+    utterances: list[Utterance]
+    seed: int
+    format: str
+    talkers: list[dict] | None = None
+
+
+def make_shard(shard: Shard) -> list[dict]:
+    """
+    Writes the recordings of a shard, and returns their rows for the manifest. To be called once in a process.
+
+    Calls go through the `physical` preset of [`TelephoneChannel`] and are stored at 8 kHz.
+    """
+    synthesizer = Synthesizer(seed_of(shard.seed, 0, shard.utterances[0].id, "espeak") % 2**31)
+    channel = None
+    if shard.talkers is not None:
+        channel = TelephoneChannel.from_preset("physical").with_noise(shard.talkers, pool_s=TALKERS_S, seed=shard.seed)
+    rows = []
+    for utterance in shard.utterances:
+        wave, rate, extra = say(utterance, synthesizer, shard.seed), SAMPLING_RATE, {}
+        if channel is not None:
+            wave, draw = channel(wave, sampling_rate=rate, seed=shard.seed, id=utterance.id)
+            wave, rate, extra = soxr.resample(wave, rate, CALL_RATE), CALL_RATE, {"channel": draw.to_json()}
+        file = f"audio/{shard.name}/{utterance.id}.{shard.format}"
+        write_whole(shard.folder / file, encode_audio(wave, rate, format=shard.format))
+        sentence = utterance.sentence
+        rows.append(
+            {
+                "audio_filepath": file,
+                "duration": len(wave) / rate,
+                "text": sentence.text,
+                "speaker": utterance.speaker.id,
+                "id": utterance.id,
+                "template": sentence.template,
+                "keyword": sentence.keyword,
+                "domain": sentence.domain,
+                **extra,
+            }
+        )
+    return rows
