@@ -8,6 +8,7 @@ H codebooks, C codes per codebook, V vocabulary.
 """
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +51,20 @@ def frame_mask(lengths: torch.Tensor, num_frames: int) -> torch.Tensor:
     return torch.arange(num_frames, device=lengths.device) < lengths[:, None]
 
 
+@contextmanager
+def fetched(*modules: nn.Module):
+    """
+    The weights of `modules`, where accelerate keeps some on disk or another device (`device_map`): it fetches those of
+    a module that is called, and here they are used without.
+    """
+    hooked = [module for module in modules if hasattr(module, "_hf_hook")]
+    for module in hooked:
+        module._hf_hook.pre_forward(module)
+    yield
+    for module in reversed(hooked):
+        module._hf_hook.post_forward(module, ())
+
+
 class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
     """dw_striding subsampling, channels last: first and pointwise convolutions are matrix products.
 
@@ -64,6 +79,13 @@ class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
 
     def forward(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """`(B, T, M)`, `(B, T)` -> `(B, T', D)`."""
+        with fetched(self.layers[0], *list(self.layers)[3::3]):  # the first and the pointwise convolutions
+            hidden = self._convolve(input_features, attention_mask)
+        hidden = hidden.transpose(2, 3).flatten(2)  # (B, T', M', channels) -> (B, T', channels * M')
+        return self.linear(hidden)
+
+    def _convolve(self, input_features: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """`(B, T, M)`, `(B, T)` -> `(B, T', M', channels)`."""
         lengths = attention_mask.sum(-1) if attention_mask is not None and self.masked else None
         first, pad = self.layers[0], self.padding
         patches = F.pad(input_features, (pad, pad, pad, pad))
@@ -82,8 +104,7 @@ class NestSubsampling(ParakeetEncoderSubsamplingConv2D):
             hidden = depthwise(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             hidden = linear(hidden, pointwise.weight.flatten(1), pointwise.bias)
             hidden, lengths = self._activate(hidden, lengths)
-        hidden = hidden.transpose(2, 3).flatten(2)  # (B, T', M', channels) -> (B, T', channels * M')
-        return self.linear(hidden)
+        return hidden
 
     @staticmethod
     def _next_mask(lengths: torch.Tensor | None, num_frames: int):
@@ -113,6 +134,10 @@ class NestConvolution(ParakeetEncoderConvolutionModule):
 
     def forward(self, hidden_states, valid_frames=None):
         """`hidden_states` (B, T', D); `valid_frames` (B, T') bool."""
+        with fetched(self.pointwise_conv1, self.depthwise_conv, self.pointwise_conv2):
+            return self._convolve(hidden_states, valid_frames)
+
+    def _convolve(self, hidden_states, valid_frames):
         hidden_states = linear(hidden_states, self.pointwise_conv1.weight.squeeze(-1), self.pointwise_conv1.bias)
         hidden_states = F.glu(hidden_states, dim=-1)
         if valid_frames is not None:
@@ -277,7 +302,10 @@ class NestModel(NestPreTrainedModel):
     ```
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^quantizer\.", r"^mask_embedding$", r"^decoder\.", r"^ctc_head\."]
+    _keys_to_ignore_on_load_unexpected = [
+        r"^(quantizer|decoder|ctc_head|projector|classifier|tdnn|feature_extractor|objective)\.",
+        r"^(mask_embedding|layer_weights)$",
+    ]
 
     def __init__(self, config: NestConfig):
         config.validate_nest()
@@ -465,7 +493,7 @@ class NestForPreTraining(NestPreTrainedModel):
                 labels = self._labels(mask_time_indices)
 
         # 3. encode
-        encoded = self.encoder(input_features, attention_mask, **masking, **kwargs)
+        encoded = self.encoder(input_features, attention_mask, return_dict=True, **masking, **kwargs)
         hidden_states = encoded.last_hidden_state
 
         # 4. predict the codes of the masked frames
@@ -548,7 +576,7 @@ class NestForCTC(NestPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(B, T)`, *optional*): 1 at valid frames.
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*): Token ids, -100 or the blank at padding.
         """
-        encoded = self.encoder(input_features, attention_mask, **kwargs)
+        encoded = self.encoder(input_features, attention_mask, return_dict=True, **kwargs)
         logits = self.ctc_head(encoded.last_hidden_state)  # (B, T', V)
         if encoded.attention_mask is not None:
             # padded frames are blanks, so that a stock CTC decoder writes nothing there
