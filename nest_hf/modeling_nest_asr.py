@@ -16,6 +16,7 @@ from transformers import initialization as init
 from transformers.generation import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel, slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
+from transformers.utils.import_utils import torch_compilable_check
 
 from .adaptor import NestAsrAdaptor, NestAsrCtcHead
 from .asr_losses import answer_loss, ctc_loss, per_token
@@ -90,15 +91,18 @@ class NestAsrModel(NestAsrPreTrainedModel):
         inputs_embeds = self.get_input_embeddings()(input_ids)
         audio_embeds, mask = self.multi_modal_projector(encoded.last_hidden_state, encoded.mask)
         lengths = num_audio_tokens(mask.sum(-1), 1, self.config.audio_token_divisor)
-        mask = torch.arange(mask.shape[1], device=mask.device) < lengths[:, None]
         is_audio = input_ids == self.config.audio_token_id
-        # by row: with only the totals equal, audio would run over into the next recording
-        if not torch.equal(is_audio.sum(-1), lengths):
-            raise ValueError(
+        torch_compilable_check(
+            is_audio.sum(-1) == lengths,
+            lambda: (
                 f"`input_ids` has {is_audio.sum(-1).tolist()} audio placeholders for {lengths.tolist()} audio "
                 "embeddings; make both with the model's own processor."
-            )
-        return inputs_embeds.masked_scatter(is_audio[..., None], audio_embeds[mask].to(inputs_embeds.dtype))
+            ),
+        )
+        # the n-th placeholder of a row takes the row's n-th embedding; no shape depends on values, so that it compiles
+        order = (is_audio.cumsum(-1) - 1).clamp(0, audio_embeds.shape[1] - 1)  # (B, L)
+        audio_embeds = audio_embeds.gather(1, order[..., None].expand(-1, -1, audio_embeds.shape[-1]))
+        return torch.where(is_audio[..., None], audio_embeds.to(inputs_embeds.dtype), inputs_embeds)
 
     def run_language_model(
         self, inputs_embeds, attention_mask=None, position_ids=None, past_key_values=None, **kwargs
