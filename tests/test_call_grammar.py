@@ -1,0 +1,78 @@
+"""The grammar of calls: sentences that can be said and scored, and tests that hold what training has not."""
+
+import re
+
+import numpy as np
+import pytest
+
+from nest_hf.data.call_grammar import (
+    DOMAINS,
+    KEYWORDS,
+    NUM_CHARACTERS,
+    UNSEEN_KEYWORDS,
+    draw_sentence,
+    keyword_file,
+    literal_pieces,
+    read_mandarin,
+    templates,
+)
+from nest_hf.keywords import KeywordFinder, read_keywords
+from nest_hf.text import normalize
+
+UNSEEN = [keyword for words in UNSEEN_KEYWORDS.values() for keyword in words]
+
+
+@pytest.fixture(scope="module")
+def training_text() -> str:
+    rng = np.random.default_rng(0)
+    return "\n".join(draw_sentence(rng).text for _ in range(8000))
+
+
+def test_sentences_are_short_and_written_as_they_are_spoken(training_text):
+    for text in training_text.split("\n"):
+        assert NUM_CHARACTERS[0] <= len(text) <= NUM_CHARACTERS[1]
+        assert re.fullmatch("[\u4e00-\u9fff]+", text), text
+
+
+def test_the_vocabulary_is_small_and_has_every_character_of_the_tests(training_text):
+    known = set(training_text)
+    assert 300 <= len(known) <= 460
+    pieces = [p for domain in DOMAINS for t in templates(domain, seen=False) for p in literal_pieces(t)]
+    assert set("".join(pieces + UNSEEN)) <= known
+
+
+def test_no_training_sentence_has_an_unseen_keyword_or_speaks_an_unseen_template(training_text):
+    assert [keyword for keyword in UNSEEN if keyword in training_text] == []
+    for template in (t for domain in DOMAINS for t in templates(domain, seen=False)):
+        piece = max(literal_pieces(template), key=len)
+        assert len(piece) >= 3 and piece not in training_text, template
+
+
+@pytest.mark.parametrize("seen", [True, False])
+@pytest.mark.parametrize("keyword", UNSEEN)
+def test_a_keyword_that_is_asked_for_occurs(keyword, seen):
+    sentence = draw_sentence(np.random.default_rng(1), seen_template=seen, keyword=keyword)
+    assert keyword in sentence.text
+    assert (sentence.template, sentence.keyword) == ("seen" if seen else "unseen", "unseen")
+
+
+def test_the_keyword_file_is_read_back_in_groups(tmp_path):
+    (tmp_path / "keywords.txt").write_text(keyword_file(), encoding="utf-8")
+    finder = KeywordFinder(read_keywords(tmp_path / "keywords.txt"))
+    assert sum(map(len, KEYWORDS.values())) >= 30 and len(UNSEEN) == 10
+    assert finder.groups == {k: d for d in DOMAINS for k in KEYWORDS[d] + UNSEEN_KEYWORDS[d]}
+
+
+def test_no_keyword_hides_in_another():
+    words = [keyword for group in (KEYWORDS, UNSEEN_KEYWORDS) for words in group.values() for keyword in words]
+    assert [(a, b) for a in words for b in words if a != b and a in b] == []
+
+
+@pytest.mark.parametrize("number", [1, 10, 15, 20, 100, 101, 110, 115, 2050, 3005, 9999])
+def test_numbers_read_back_as_they_were(number):
+    assert normalize(f"一共{read_mandarin(number)}元", "zh") == f"一共{number}元"
+
+
+def test_a_sentence_depends_on_its_generator_alone():
+    first, second = ([draw_sentence(np.random.default_rng(s)) for s in range(50)] for _ in range(2))
+    assert first == second and len({sentence.text for sentence in first}) > 40
