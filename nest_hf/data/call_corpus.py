@@ -44,10 +44,15 @@ def split_of(name: str) -> str:
     return name.removeprefix("calls_")
 
 
+WOMEN = "f1 f2 f3 f4 f5 Annie linda belinda steph grandma".split()
+
+
 def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
     """A speaker for each of espeak-ng's variants, dealt out to the splits: no voice is in two."""
     rng = np.random.default_rng([seed, 0])
-    variants = rng.permutation(VARIANTS).tolist()
+    men = [variant for variant in VARIANTS if variant not in WOMEN]
+    shares = {v: (i + 0.5) / len(kind) for kind in (WOMEN, men) for i, v in enumerate(rng.permutation(kind).tolist())}
+    variants = sorted(shares, key=shares.get)  # women and men in turn, so that every split has both
     rates_and_pitches = rng.integers([165, 30], [211, 71], size=(len(variants), 2)).tolist()
     speakers = [Speaker(v, v, *both) for v, both in zip(variants, rates_and_pitches, strict=True)]
     splits, first = {}, 0
