@@ -5,6 +5,8 @@ from typing import Literal
 from huggingface_hub.dataclasses import strict
 from transformers.models.parakeet.configuration_parakeet import ParakeetEncoderConfig
 
+from .remote_code import AUTO_MAPS
+
 # The sizes of NeMo's nest_fast-conformer.yaml; XL and XXL have no biases and do not scale the encoder's input.
 NO_BIAS = {"attention_bias": False, "convolution_bias": False, "scale_input": False}
 PRESETS = {
@@ -97,6 +99,7 @@ class NestConfig(ParakeetEncoderConfig):
     """
 
     model_type = "nest"
+    _auto_class = "AutoConfig"  # a saved folder carries the code
 
     hidden_size: int = 512
     num_hidden_layers: int = 17
@@ -159,6 +162,11 @@ class NestConfig(ParakeetEncoderConfig):
             raise ValueError(f"`mask_prob` must lie in [0, 1], not {self.mask_prob}.")
         if self.mask_block_size < 1:
             raise ValueError(f"`mask_block_size` must be at least 1, not {self.mask_block_size}.")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`, with the classes of all auto classes, and their code."""
+        self.auto_map = dict(AUTO_MAPS[self.model_type])
+        super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "NestConfig":

@@ -8,6 +8,7 @@ from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 from transformers.models.fun_asr_nano.configuration_fun_asr_nano import FunAsrNanoAdaptorConfig
 
 from .configuration_nest import NestConfig
+from .remote_code import AUTO_MAPS
 
 AUDIO_TOWERS = ("nest", "parakeet_encoder", "fun_asr_nano_encoder")
 QWEN3_0_6B = {
@@ -133,6 +134,7 @@ class NestAsrConfig(PreTrainedConfig):
     """
 
     model_type = "nest_asr"
+    _auto_class = "AutoConfig"  # a saved folder carries the code
     # an AutoConfig here would look up `nest`, which transformers does not know where this file is remote code
     sub_configs_defaults = {
         "audio_config": SubConfigSpec(config_class=NestConfig),
@@ -180,6 +182,11 @@ class NestAsrConfig(PreTrainedConfig):
             raise ValueError(f"`audio_token_divisor` must be at least 1, not {self.audio_token_divisor}.")
         if self.ctc_weight < 0 or self.lm_weight < 0:
             raise ValueError(f"`ctc_weight` {self.ctc_weight} and `lm_weight` {self.lm_weight} must not be negative.")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`, with the classes of all auto classes, and their code."""
+        self.auto_map = dict(AUTO_MAPS[self.model_type])
+        super().save_pretrained(save_directory, **kwargs)
 
     @property
     def subsampling_factor(self) -> int:

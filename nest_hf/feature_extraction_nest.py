@@ -7,6 +7,8 @@ from transformers import BatchFeature
 from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 
+from .remote_code import AUTO_MAPS
+
 LOG_GUARD = 2**-24  # added to the mel power before the logarithm
 STD_GUARD = 1e-5
 
@@ -44,6 +46,7 @@ class NestFeatureExtractor(SequenceFeatureExtractor):
     """
 
     model_input_names = ["input_features", "attention_mask"]
+    _auto_class = "AutoFeatureExtractor"  # a saved folder carries the code
 
     def __init__(
         self,
@@ -92,7 +95,8 @@ class NestFeatureExtractor(SequenceFeatureExtractor):
 
     def to_dict(self):
         """The constants that follow from the other fields are not saved."""
-        return {key: value for key, value in super().to_dict().items() if key not in ("mel_filters", "window")}
+        fields = {key: value for key, value in super().to_dict().items() if key not in ("mel_filters", "window")}
+        return {**fields, "auto_map": {self._auto_class: AUTO_MAPS["nest"][self._auto_class]}}
 
     def num_frames(self, num_samples):
         """Valid frames of `num_samples` samples (an integer or a tensor)."""

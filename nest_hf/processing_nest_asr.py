@@ -43,6 +43,8 @@ class NestAsrProcessor(ProcessorMixin):
     ```
     """
 
+    _auto_class = "AutoProcessor"  # a saved folder carries the code
+
     def __init__(
         self,
         feature_extractor,
