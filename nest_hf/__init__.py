@@ -27,6 +27,7 @@ from .modeling_nest import (
 )
 from .modeling_nest_asr import NestAsrForConditionalGeneration, NestAsrModel
 from .modeling_nest_heads import NestForAudioFrameClassification, NestForSequenceClassification, NestForXVector
+from .pipelines import NestSpeechRecognitionPipeline, register
 from .processing_nest_asr import NestAsrProcessor
 from .transcription import Transcriber, Transcription
 
@@ -44,6 +45,7 @@ AutoConfig.register("nest_asr", NestAsrConfig)
 AutoModel.register(NestAsrConfig, NestAsrModel)
 AutoModelForMultimodalLM.register(NestAsrConfig, NestAsrForConditionalGeneration)
 AutoProcessor.register(NestAsrConfig, NestAsrProcessor)
+register()
 
 __all__ = [
     "DecodingSettings",
@@ -61,6 +63,7 @@ __all__ = [
     "NestForXVector",
     "NestModel",
     "NestPreTrainedModel",
+    "NestSpeechRecognitionPipeline",
     "Transcriber",
     "Transcription",
     "aggregate_layers",
