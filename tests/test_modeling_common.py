@@ -638,8 +638,8 @@ def test_compiled_training_gives_the_same_gradients(case):
     inputs = case.inputs(labels=True)
     expected = gradients(case.model(**NO_DROPOUT).train(), inputs)
     model = case.model(**NO_DROPOUT).train()
-    compiled = torch.compile(model)
-    compiled(**inputs).loss.backward()
+    # forward and backward graphs as inductor gets them, without its long code generation
+    torch.compile(model, backend="aot_eager")(**inputs).loss.backward()
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert_close_gradients(ours, expected, relative=1e-3)
 
@@ -648,6 +648,8 @@ def test_compiled_training_gives_the_same_gradients(case):
 @torch.no_grad()
 def test_exported_program_computes_the_same(case):
     model, inputs = case.model(), case.inputs()
+    if case.cls is NestAsrForConditionalGeneration:
+        inputs["use_cache"] = False  # a cache is no tensor
     expected = valid_part(case, model(**inputs)[case.output])
     program = torch.export.export(model, (), inputs, strict=False)
     ours = valid_part(case, program.module()(**inputs)[case.output])
@@ -659,9 +661,9 @@ def test_exported_program_computes_the_same(case):
 @torch.no_grad()
 def test_exported_program_takes_other_lengths_and_batches(case):
     model, inputs = case.model(), case.inputs()
-    batch, frames = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("frames", min=16, max=512)
+    batch, frames = torch.export.Dim("batch", min=2, max=8), torch.export.Dim("frames", min=2, max=256)
     shapes = {"input_features": {0: batch, 1: 8 * frames}, "attention_mask": {0: batch, 1: 8 * frames}}
-    program = torch.export.export(model, (), inputs, dynamic_shapes={**shapes}, strict=False)
+    program = torch.export.export(model, (), inputs, dynamic_shapes=shapes, strict=False)
     others = {"input_features": torch.randn(2, 160, 80), "attention_mask": torch.ones(2, 160, dtype=torch.int32)}
     torch.testing.assert_close(
         program.module()(**others)[case.output], model(**others)[case.output], atol=1e-5, rtol=1e-5
