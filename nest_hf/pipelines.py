@@ -37,8 +37,9 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     (`"char"`, `"word"`), `chunk_length_s` (the longest window), `batch_size`, `language`, `prompt`, `itn`, `hotwords`.
 
     Args:
-        model, tokenizer, feature_extractor, device: As in transformers' pipeline.
-        processor ([`NestAsrProcessor`], *optional*): For NEST-ASR where `model` is a module; else that of its folder.
+        model, tokenizer, feature_extractor, device: As in transformers' pipeline, which asks for the tokenizer and the
+            feature extractor where `model` is a module, and else loads those of its folder.
+        processor ([`NestAsrProcessor`], *optional*): For NEST-ASR, in the same way.
         settings ([`DecodingSettings`], *optional*): For NEST-ASR: of [`Transcriber`].
 
     Example:

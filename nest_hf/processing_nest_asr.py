@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -134,6 +135,9 @@ class NestAsrProcessor(ProcessorMixin):
         audio=None,
         text: str | list[str] | None = None,
         *,
+        images: None = None,
+        videos: None = None,
+        padding: Literal[True] = True,
         sampling_rate: int | None = None,
         transcripts: str | list[str] | None = None,
         ctc_transcripts: str | list[str] | None = None,
@@ -149,6 +153,7 @@ class NestAsrProcessor(ProcessorMixin):
             audio: Mono waveforms `(samples,)` in [-1, 1] or paths: one, or a list. Any rate.
             text (`str` or `list[str]`, *optional*):
                 Whole prompts with one `audio_token` each; by default made of the arguments below.
+            images, videos, padding: Of transformers' multimodal pipeline; there are none, and rows are always padded.
             sampling_rate (`int`, *optional*): Rate of the waveforms in Hz; the audio tower's by default.
             transcripts (`str` or `list[str]`, *optional*): Answers; with them come `labels` and `ctc_labels`.
             ctc_transcripts (`str` or `list[str]`, *optional*):
@@ -163,6 +168,10 @@ class NestAsrProcessor(ProcessorMixin):
         """
         if audio is None:
             raise ValueError("`audio` is missing; pass a waveform, a path, or a list of them.")
+        if images is not None or videos is not None or padding is not True:
+            raise ValueError(
+                "`images`, `videos` or `padding` is given, but inputs are audio, always padded; leave it out."
+            )
         if return_tensors != "pt":
             raise ValueError(f"`return_tensors` is {return_tensors!r}; the processor makes torch tensors, 'pt'.")
         # 1. audio -> features

@@ -5,17 +5,20 @@
 
 Recordings of one speaker are joined, with pauses of `--gap_s`, until they last `--min_s` seconds; what is left of a
 speaker is not used. The same audio is then decoded part by part and as a whole, in overlapping windows and at pauses
-(for which silero-vad is needed). The difference is that to the parts alone, in points.
+(for which silero-vad is needed); for a CTC model also by transformers' pipeline with `chunk_length_s`. The difference
+is that to the parts alone, in points.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import defaultdict
 
 import numpy as np
 import torch
+from transformers import pipeline
 
 from nest_hf.batch_decoding import LONG_AUDIO, DecodingSettings
 from nest_hf.data import decode_audio, load_speech_dataset
@@ -87,13 +90,32 @@ def main():
 
     # 2. the parts alone, and the whole by windows and by VAD
     texts, seconds, pieces = {}, {}, {}
-    for name in ("parts", *LONG_AUDIO):
+    names = ("parts", *LONG_AUDIO)
+    if decoder.model.config.model_type == "nest":
+        names += ("pipeline",)
+        tokenizer, extractor = decoder.processor.tokenizer, decoder.processor.feature_extractor
+        recognise = pipeline(
+            "automatic-speech-recognition",
+            model=decoder.model,
+            tokenizer=tokenizer,
+            feature_extractor=extractor,
+            device=options.device,
+            chunk_length_s=options.max_window_s,
+            stride_length_s=options.overlap_s / 2,
+        )
+    for name in names:
         start = time.perf_counter()
         if name == "parts":
             alone = iter(transcribers["windows"]([wave for waves in parts for wave in waves]))
             results = [[next(alone) for _ in waves] for waves in parts]
             texts[name] = ["".join(result.text for result in row) for row in results]
             pieces[name] = sum(map(len, parts))
+        elif name == "pipeline":
+            texts[name] = [result["text"] for result in recognise(recordings, batch_size=8)]
+            step = (options.max_window_s - options.overlap_s) * rate
+            pieces[name] = sum(
+                max(1, math.ceil(len(wave) / step - options.overlap_s * rate / step)) for wave in recordings
+            )
         else:
             results = transcribers[name](recordings)
             texts[name] = [result.text for result in results]
