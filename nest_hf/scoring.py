@@ -29,7 +29,8 @@ class System:
         name (`str`): What to call it.
         rows (`list[dict]`): One per reference, in the order of the references: `id`, `reference` and `hypothesis` as
             they were given, before normalising, `errors` and `num_tokens` of the character error rate, `missing`
-            where there was no hypothesis, `audio` (a path or None), and whatever else is known: `duration_s`,
+            where there was no hypothesis, `keyword_events` where keywords were said or heard (kind, keyword, start and
+            end in the normalised characters), `audio` (a path or None), and whatever else is known: `duration_s`,
             `speaker`, `domain`, `snr_db`, `channel`.
         cer, mer (`dict`): As [`~error_rates.ErrorCounts.result`] has them.
         wer (`dict`, *optional*): The same; None where words cannot be told apart without a segmenter.
@@ -139,7 +140,7 @@ class Scorer:
         results = {rate: count.result(**self.bootstrap) for rate, count in counts.items()}
         return System(
             name=name,
-            rows=self._rows(by_id, counts["cer"], metadata or {}),
+            rows=self._rows(by_id, counts, metadata or {}),
             cer=results["cer"],
             mer=results["mer"],
             wer=results.get("wer"),
@@ -166,9 +167,9 @@ class Scorer:
             for keyword in keywords
         ]
 
-    def _rows(self, by_id: Mapping[str, Mapping], counts: ErrorCounts, metadata: Mapping[str, dict]) -> list[dict]:
+    def _rows(self, by_id: Mapping[str, Mapping], counts: dict, metadata: Mapping[str, dict]) -> list[dict]:
         rows = []
-        errors, num_tokens = counts.errors.tolist(), counts.num_tokens.tolist()
+        errors, num_tokens = counts["cer"].errors.tolist(), counts["cer"].num_tokens.tolist()
         for (key, reference), wrong, number in zip(self.references.items(), errors, num_tokens, strict=True):
             found = by_id.get(key)
             row = {"id": key, "reference": reference, "hypothesis": found["text"] if found is not None else ""}
@@ -179,6 +180,8 @@ class Scorer:
             row |= {name: value for name, value in known.items() if name not in row and name != "text"}
             row.setdefault("audio", None)
             rows.append(row)
+        for index, kind, span in counts["kwer"].events if "kwer" in counts else ():
+            rows[index].setdefault("keyword_events", []).append([kind, span.keyword, span.start, span.end])
         return rows
 
 

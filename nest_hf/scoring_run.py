@@ -1,6 +1,5 @@
 """References x hypotheses -> rates: what `evaluation/score.py` does, and the stage `evaluate` of a recipe."""
 
-import importlib.util
 import json
 import logging
 import re
@@ -14,6 +13,7 @@ from .data.audio_encoding import write_whole
 from .hypotheses import read_hypotheses, read_meta
 from .keywords import read_keywords
 from .references import read_references, references_in
+from .report.scores import build_report
 from .score_tables import (
     by_table,
     comparison_lines,
@@ -124,10 +124,9 @@ def score(args: ScoringArguments) -> dict:
     text = json.dumps(metrics, ensure_ascii=False, indent=1)
     write_whole(folder / "metrics.json", (text + "\n").encode())
     print(f"\n{folder / 'metrics.json'}")
-    if args.report and importlib.util.find_spec("nest_hf.report"):
-        from .report import build_report
-
-        print(build_report(systems, folder / "report.html", title=folder.name) or folder / "report.html")
+    if args.report:
+        options = {"title": folder.name, "comparisons": comparisons, "retention": metrics.get("retention")}
+        print(build_report(systems, folder / "report.html", **options, **bootstrap))
     return metrics
 
 
