@@ -1,0 +1,222 @@
+"""The report on training runs: their curves over one another, and their last validations."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from .page import write_page
+
+SCRIPTS = ("dom.js", "charts.js", "runs.js")
+RATES = ("cer", "mer", "wer", "kwer")
+# metric -> title of its chart, in the order of the charts
+CHARTS = {
+    "loss": "Loss",
+    "lm_loss": "Loss of the language model",
+    "ctc_loss": "Loss of CTC",
+    **{rate: f"{rate.upper()}, %" for rate in RATES},
+    **{f"ctc_{rate}": f"{rate.upper()} of CTC, %" for rate in RATES},
+    "accuracy": "Accuracy of masked frames, %",
+    "learning_rate": "Learning rate",
+    "codebook_perplexity": "Codebook perplexity",
+    "codebook_coverage": "Codebook coverage, %",
+    "grad_norm": "Gradient norm",
+    "audio_s_per_s": "Seconds of audio a second",
+    "memory_gb": "Peak memory, GB",
+    "padding": "Padding, % of the frames",
+}
+NOTES = {
+    "loss": "Pale: training. In pretraining nats per masked frame; dotted: the codes' unigram entropy, which a model "
+    "that uses the context falls below.",
+    "accuracy": "Pale: training; dotted: always naming the most frequent code.",
+    "codebook_perplexity": "As if so many codes were equally frequent.",
+    "codebook_coverage": "The share of the codes that occur.",
+}
+# what a validation gives to compare another metric with, which it is drawn beside
+REFERENCES = {"unigram_entropy": "loss", "constant_accuracy": "accuracy"}
+SHARES = {*RATES, *(f"ctc_{rate}" for rate in RATES), "accuracy", "constant_accuracy", "codebook_coverage", "padding"}
+METRICS = sorted([*CHARTS, *REFERENCES, "masked_frames"], key=len, reverse=True)
+ALL = ""  # the name of a validation set that has none
+
+
+@dataclass
+class Run:
+    """
+    What Trainer logged.
+
+    Args:
+        name (`str`): What to call it.
+        training (`list[dict]`): Lines of training: `step`, `epoch` and metrics.
+        validations (`dict[str, list[dict]]`): Lines by the name of the validation set.
+        last (`dict[str, dict]`): The metrics of eval_results.json by set; of the last lines where there is none.
+        is_finished (`bool`): Whether the log is that of a whole run, or of its newest checkpoint.
+    """
+
+    name: str
+    training: list[dict]
+    validations: dict[str, list[dict]] = field(default_factory=dict)
+    last: dict[str, dict] = field(default_factory=dict)
+    is_finished: bool = True
+
+
+def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
+    """
+    Reads trainer_state.json and eval_results.json of output folders. A run that has not finished is read from its
+    newest checkpoint; a folder of stages stands for all of them.
+
+    Raises:
+        ValueError: for a folder without a log.
+    """
+    runs: list[Run] = []
+    for folder in map(Path, folders):
+        found = [folder] if _log_of(folder) else sorted(part for part in folder.glob("*/") if _log_of(part))
+        if not found:
+            raise ValueError(
+                f"`runs` names {str(folder)!r}, which has no trainer_state.json, nor have its checkpoints or folders; "
+                "pass the output folder of a training run, or of its stages."
+            )
+        runs += [_read_run(part, str(part.relative_to(folder.parent))) for part in found]
+    names = [run.name for run in runs]
+    for run, folder in zip(runs, map(Path, folders), strict=False):
+        if names.count(run.name) > 1:
+            run.name = str(folder)
+    return runs
+
+
+def build_runs_report(folders: Sequence[str | os.PathLike], path: str | os.PathLike, *, title: str = "runs") -> Path:
+    """
+    Writes the report of training runs.
+
+    Args:
+        folders (`Sequence`): See [`read_runs`].
+        path (`str` or `os.PathLike`): Of the HTML file.
+        title (`str`, *optional*): Its heading.
+
+    Returns:
+        `Path` of the report.
+    """
+    runs = read_runs(folders)
+    names = [run.name if run.is_finished else f"{run.name} (not finished)" for run in runs]
+    header, rows = last_validations(runs)
+    data = {"title": title, "runs": names, "charts": charts(runs), "header": header, "rows": rows}
+    return write_page(path, title=title, data=data, scripts=SCRIPTS)
+
+
+def charts(runs: Sequence[Run]) -> list[dict]:
+    """
+    The curves of each metric that a run has.
+
+    Returns:
+        `list[dict]`: `metric`, `title`, `note` and `series`: `name`, `run` (its position), `dash`, `pale`, and
+        `points` (update, epoch and value each).
+    """
+    sets = list(dict.fromkeys(name for run in runs for name in run.validations))
+    found = []
+    for metric, title in CHARTS.items():
+        series = []
+        for number, run in enumerate(runs):
+            parts = [("training", run.training, metric, 0, True)]
+            for name, lines in run.validations.items():
+                label = name or "validation"
+                parts.append((label, lines, metric, sets.index(name) % 2, False))
+                parts += [
+                    (f"{label}, {key.replace('_', ' ')}", lines, key, 2, False)
+                    for key, drawn in REFERENCES.items()
+                    if drawn == metric
+                ]
+            for label, lines, key, dash, pale in parts:
+                factor = 100 if key in SHARES else 1
+                points = [(line["step"], line.get("epoch"), factor * line[key]) for line in lines if key in line]
+                if points:
+                    only = label == "training" and not any(
+                        metric in line for v in run.validations.values() for line in v
+                    )
+                    series.append(
+                        {
+                            "name": run.name if only else f"{run.name}, {label}",
+                            "run": number,
+                            "dash": dash,
+                            "pale": pale and not only,
+                            "points": points,
+                        }
+                    )
+        if series:
+            found.append({"metric": metric, "title": title, "note": NOTES.get(metric), "series": series})
+    return found
+
+
+def last_validations(runs: Sequence[Run]) -> tuple[list[str], list[list]]:
+    """A table of the last validation of every run and set: its header and its rows of text and numbers."""
+    told = {metric for run in runs for values in run.last.values() for metric in values}
+    columns = [metric for metric in (*CHARTS, *REFERENCES, "masked_frames") if metric in told]
+    header = ["run", "validated on", *(column.replace("_", " ") for column in columns)]
+    if "unigram_entropy" in told:
+        header += ["entropy - loss", "accuracy / constant"]
+    rows = []
+    for run in runs:
+        for name, values in run.last.items():
+            row = [run.name, name or "validation", *(values.get(column) for column in columns)]
+            if "unigram_entropy" in told:
+                has_codes = "unigram_entropy" in values
+                row.append(values["unigram_entropy"] - values["loss"] if has_codes else None)
+                constant = values.get("constant_accuracy")
+                row.append(values["accuracy"] / constant if has_codes and constant else None)
+            rows.append(row)
+    return header, rows
+
+
+def _log_of(folder: Path) -> Path | None:
+    """The log of a run, or of its newest checkpoint."""
+    if (folder / "trainer_state.json").is_file():
+        return folder / "trainer_state.json"
+    newest = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    path = newest and Path(newest) / "trainer_state.json"
+    return path if path and path.is_file() else None
+
+
+def _read_run(folder: Path, name: str) -> Run:
+    path = _log_of(folder)
+    run = Run(name, [], is_finished=path.parent == folder)
+    for line in _json(path)["log_history"]:
+        place = {"step": line["step"], "epoch": line.get("epoch")}
+        by_set = _by_set(line)
+        for key, values in by_set.items():
+            run.validations.setdefault(key, []).append({**place, **values})
+        own = {key: value for key, value in line.items() if key in CHARTS and _is_number(value)}
+        if own and not by_set:
+            run.training.append({**place, **own})
+    results = folder / "eval_results.json"
+    run.last = _by_set(_json(results)) if results.is_file() else {}
+    if not run.last:
+        run.last = {key: lines[-1] for key, lines in run.validations.items()}
+    return run
+
+
+def _by_set(line: dict) -> dict[str, dict]:
+    """`eval_<set>_<metric>` of a log line, by set."""
+    found: dict[str, dict] = {}
+    for key, value in line.items():
+        if not key.startswith("eval_") or not _is_number(value):
+            continue
+        for metric in METRICS:
+            if key.endswith(f"_{metric}"):
+                found.setdefault(key[len("eval_") : -len(metric) - 1], {})[metric] = value
+                break
+    return found
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error}); it may be half written.") from error
+
+
+__all__ = ["Run", "build_runs_report", "charts", "last_validations", "read_runs"]
