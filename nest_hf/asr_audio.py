@@ -7,8 +7,6 @@ import soxr
 import torch
 from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
 
-from .feature_extraction_nest import NestFeatureExtractor
-
 MIN_DURATION_S = 0.1  # shorter audio is completed with silence, so that every front end gives frames
 
 
@@ -79,6 +77,7 @@ def num_feature_frames(extractor, num_samples):
         window, hop = (ms * extractor.sampling_rate // 1000 for ms in (extractor.frame_length, extractor.frame_shift))
         num_frames = 1 + (num_samples - window) // hop
         return (num_frames + extractor.stride_lfr - 1) // extractor.stride_lfr
-    if isinstance(extractor, NestFeatureExtractor):
+    # by name: where this is remote code, each auto class loads a copy of its own
+    if type(extractor).__name__ == "NestFeatureExtractor":
         return extractor.num_frames(num_samples)
     return num_samples // extractor.hop_length

@@ -289,6 +289,14 @@ class NestModel(NestPreTrainedModel):
     r"""
     The FastConformer encoder of NEST (arXiv 2408.13106, section 2.1).
 
+    The features of a recording, one vector every 80 ms, of a pretraining or CTC folder; with `trust_remote_code=True`
+    also where nest_hf is not installed. The output's `attention_mask` is 1 at the frames that are no padding:
+
+    ```python
+    extractor, model = AutoFeatureExtractor.from_pretrained(folder), AutoModel.from_pretrained(folder)
+    features = model(**extractor(wave, sampling_rate=16000, return_tensors="pt")).last_hidden_state  # (1, T', D)
+    ```
+
     Example:
 
     ```python

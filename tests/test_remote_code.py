@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from tiny_asr import tiny_model, tiny_processor, waves
-from transformers import AutoConfig, AutoFeatureExtractor, AutoProcessor, Wav2Vec2Processor
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, Wav2Vec2Processor
 from transformers.dynamic_module_utils import get_imports
 
 import nest_hf
@@ -216,3 +216,14 @@ processor.save_pretrained(out + "/again")
     ids, num_frames = torch.load(tmp_path / "out" / "out.pt", weights_only=True)
     assert torch.equal(ids, expected) and num_frames == processor.num_frames(16000)
     assert code_of(tmp_path / "out" / "again") == code_of(tmp_path / "asr")
+
+
+def test_two_lines_give_the_features_of_a_recording(tmp_path):
+    model = tiny_ctc(tmp_path)
+    wave = waves(1.0)[0]
+    extractor, encoder = AutoFeatureExtractor.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)
+    inputs = extractor(wave, sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        features, expected = encoder(**inputs), model.encoder(**inputs)
+    assert features.attention_mask.sum() == 13  # 1 s in frames of 80 ms
+    torch.testing.assert_close(features.last_hidden_state, expected.last_hidden_state)
