@@ -11,6 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["nest_hf", "nest_hf.*"]),
+    package_data={"nest_hf": ["report/assets/*"]},
     install_requires=[
         "torch>=2.10,<2.15",
         "torchaudio>=2.11,<2.12",
@@ -52,6 +53,7 @@ setup(
             "ray[data]>=2.50,<3",
             "ruff>=0.12,<1",
             "silero-vad>=6.2,<7",
+            "websocket-client>=1.7,<2",  # drives Chromium in the tests of the report
         ],
     },
 )
