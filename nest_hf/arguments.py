@@ -144,6 +144,12 @@ class NestTrainingArguments(TrainingArguments):
     num_threads: int | None = field(
         default=None, metadata={"help": "CPU threads of every process (accelerate launch sets 1)."}
     )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "Must stay `end`: the Hub gets the whole model in one commit, or none."}
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence that the model card states, such as apache-2.0."}
+    )
     auto_resume: bool = field(
         default=True, metadata={"help": "Go on from the newest complete checkpoint in output_dir."}
     )
@@ -161,6 +167,8 @@ class NestTrainingArguments(TrainingArguments):
             self.max_steps = -1 if self.num_train_epochs is not None else 500_000
         if self.num_train_epochs is None:
             self.num_train_epochs = 3.0
+        if self.hub_strategy != "end" or self.hub_always_push:
+            raise ValueError("`hub_strategy` must stay `end`, without `hub_always_push`: a run is pushed once, whole.")
         for name in WITHOUT_EFFECT:
             default = TrainingArguments.__dataclass_fields__[name].default
             if getattr(self, name) not in (default, None):

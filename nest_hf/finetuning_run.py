@@ -20,6 +20,7 @@ from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments,
 from .finetuning_parts import load_recogniser
 from .freezing import FreezingCallback
 from .handover import RECORD, read_record, verify, write_record
+from .hub import push_run
 from .lora import LoraSettings, add_lora, save_adapted
 from .parsing import resolved, save_resolved
 from .probe import probe_longest
@@ -102,6 +103,8 @@ def finetune(
     config = resolved(model_args, data_args, args)
     resume = start_run(args)
     if (metrics := _completed(args, config)) is not None:
+        if args.push_to_hub:
+            push_run(args, commit_message="NEST finetuning")
         return metrics
     seed = args.data_seed if args.data_seed is not None else args.seed
     parent = _parent(model_args, args)
@@ -172,7 +175,7 @@ def finetune(
     if trainer.best_models:
         trainer.best_models.clean()
     if args.push_to_hub:
-        trainer.push_to_hub(commit_message="NEST finetuning")
+        push_run(args, commit_message="NEST finetuning")
     return json.loads(Path(args.output_dir, "eval_results.json").read_text())
 
 

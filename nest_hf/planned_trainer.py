@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import gather_object
+from huggingface_hub import CommitInfo
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import Trainer
@@ -23,6 +24,7 @@ from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 
 from .data.batching import TokenBudgetBatchSampler
 from .data.pretraining import StreamedBatches
+from .hub import create_repository, push_run
 
 
 class _PlannedDataLoader(DataLoader):
@@ -224,8 +226,16 @@ class PlannedTrainer(Trainer):
             os.rename(partial, final)
             self._rotate_checkpoints(newest=final)
         self.accelerator.wait_for_everyone()
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(final))
+
+    # --- the Hub ----------------------------------------------------------------------------------------------------
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        if self.is_world_process_zero():  # before training, so that a wrong token is known in time
+            self.hub_model_id = create_repository(self.args)
+
+    def push_to_hub(self, commit_message: str = "End of training") -> CommitInfo | None:
+        """As [`~hub.push_run`], of the result that [`~PlannedTrainer.save_result`] has left in the run's folder."""
+        return push_run(self.args, commit_message=commit_message)
 
     def _rotate_checkpoints(self, newest: Path) -> None:
         """Deletes the oldest checkpoints beyond `save_total_limit`, neither the best nor the newest."""

@@ -11,6 +11,7 @@ import transformers
 from transformers import TrainingArguments, set_seed
 
 from .callbacks import report_audio
+from .hub import hide_token
 from .planned_trainer import PlannedTrainer, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ def start_run(args: TrainingArguments) -> str | None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    hide_token(args)
     set_seed(args.seed)
     with args.main_process_first(local=False, desc="looking for a checkpoint"):
         newest = last_complete_checkpoint(args.output_dir) if args.auto_resume else None

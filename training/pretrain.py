@@ -10,8 +10,10 @@ YAML files hold what differs from the defaults; options on the command line win.
 newest whole checkpoint when the same command is given again.
 """
 
+import json
 import logging
 import sys
+from pathlib import Path
 
 import torch
 
@@ -34,7 +36,9 @@ from nest_hf.data import (
     TokenBudgetBatchSampler,
     load_with_report,
 )
-from nest_hf.parsing import error_line, parse_arguments, save_resolved
+from nest_hf.handover import RECORD, read_record, verify, write_record
+from nest_hf.hub import push_run
+from nest_hf.parsing import error_line, parse_arguments, resolved, save_resolved
 from nest_hf.runs import finish_run, start_run
 from nest_hf.trainer import NestTrainer
 
@@ -47,6 +51,7 @@ def main():
     if not data_args.train_data:
         raise ValueError("`train_data` is missing: give recordings, --train_data manifest.json (README: Data).")
     resume = start_run(args)
+    parent = parent_of(model_args.model_name_or_path)
 
     # 2. model
     model, extractor = load_model(model_args, data_args)
@@ -119,16 +124,33 @@ def main():
     torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
     if args.process_index == 0:
         save_resolved(args.output_dir, model_args, data_args, args)
+        Path(args.output_dir, RECORD).unlink(missing_ok=True)  # of a run that ended here and now goes on
         announce(model, reports, sampler, args, resume)
 
     # 5. train, validate, save
     trainer.train(resume_from_checkpoint=resume)
     if finish_run(trainer, validated=bool(eval_rows)):
+        write_record(
+            args.output_dir,
+            stage="pretraining",
+            parent=parent,
+            data={part.name: {"recordings": part.rows, "hours": part.hours} for part in reports},
+            updates=trainer.state.global_step,
+            metrics=json.loads(Path(args.output_dir, "eval_results.json").read_text()),
+            config=resolved(model_args, data_args, args),
+        )
         logger.info("    from nest_hf import NestModel, NestFeatureExtractor")
         logger.info('    model = NestModel.from_pretrained("%s")', args.output_dir)
         logger.info('    extractor = NestFeatureExtractor.from_pretrained("%s")', args.output_dir)
     if args.push_to_hub:
-        trainer.push_to_hub(commit_message="NEST pretraining")
+        push_run(args, commit_message="NEST pretraining")
+
+
+def parent_of(source: str | None) -> dict | None:
+    """What the run starts from, for its record."""
+    if source is None or not Path(source).is_dir():
+        return source and {"path": source}
+    return {"path": source, "stage": (read_record(source) or {}).get("stage"), "sha256": verify(source).sha256}
 
 
 def load_model(model_args: NestModelArguments, data_args: PretrainingDataArguments):
