@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="nest_hf",
-    version="0.1.0",
+    version="0.2.0",
     description="NEST speech pretraining and telephone speech recognition in the Hugging Face ecosystem",
     long_description=open("README.md", encoding="utf-8").read(),
     long_description_content_type="text/markdown",

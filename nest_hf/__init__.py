@@ -31,7 +31,7 @@ from .pipelines import NestSpeechRecognitionPipeline, register
 from .processing_nest_asr import NestAsrProcessor
 from .transcription import Transcriber, Transcription
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 AutoConfig.register("nest", NestConfig)
 AutoModel.register(NestConfig, NestModel)
