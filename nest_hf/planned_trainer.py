@@ -233,6 +233,9 @@ class PlannedTrainer(Trainer):
         if self.is_world_process_zero():  # before training, so that a wrong token is known in time
             self.hub_model_id = create_repository(self.args)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call=True)  # saving is not pushing, which it is to Trainer
+
     def push_to_hub(self, commit_message: str = "End of training") -> CommitInfo | None:
         """As [`~hub.push_run`], of the result that [`~PlannedTrainer.save_result`] has left in the run's folder."""
         return push_run(self.args, commit_message=commit_message)

@@ -37,7 +37,8 @@ def start_run(args: TrainingArguments) -> str | None:
         torch.set_num_threads(args.num_threads)
     level = logging.INFO if args.process_index == 0 else logging.ERROR
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "httpx2"):  # of either generation of huggingface_hub
+        logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
