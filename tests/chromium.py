@@ -102,8 +102,11 @@ class Page:
             raise AssertionError(f"{expression}: {found['exceptionDetails']['exception'].get('description')}")
         return found["result"].get("value")
 
-    def wait_for(self, expression: str, timeout_s: float = 30) -> None:
-        self._wait(lambda: self.run(expression), f"{expression} was never true", timeout_s)
+    def wait_for(self, expression: str, timeout_s: float = 20) -> None:
+        try:
+            self._wait(lambda: self.run(expression), f"{expression} was never true", timeout_s)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; the console: {self.problems}") from None
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

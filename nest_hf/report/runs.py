@@ -39,7 +39,6 @@ NOTES = {
 REFERENCES = {"unigram_entropy": "loss", "constant_accuracy": "accuracy"}
 SHARES = {*RATES, *(f"ctc_{rate}" for rate in RATES), "accuracy", "constant_accuracy", "codebook_coverage", "padding"}
 METRICS = sorted([*CHARTS, *REFERENCES, "masked_frames"], key=len, reverse=True)
-ALL = ""  # the name of a validation set that has none
 
 
 @dataclass
@@ -70,20 +69,18 @@ def read_runs(folders: Sequence[str | os.PathLike]) -> list[Run]:
     Raises:
         ValueError: for a folder without a log.
     """
-    runs: list[Run] = []
+    parts: list[tuple[Path, str]] = []
     for folder in map(Path, folders):
+        folder = folder.absolute()
         found = [folder] if _log_of(folder) else sorted(part for part in folder.glob("*/") if _log_of(part))
         if not found:
             raise ValueError(
                 f"`runs` names {str(folder)!r}, which has no trainer_state.json, nor have its checkpoints or folders; "
                 "pass the output folder of a training run, or of its stages."
             )
-        runs += [_read_run(part, str(part.relative_to(folder.parent))) for part in found]
-    names = [run.name for run in runs]
-    for run, folder in zip(runs, map(Path, folders), strict=False):
-        if names.count(run.name) > 1:
-            run.name = str(folder)
-    return runs
+        parts += [(part, part.relative_to(folder.parent).as_posix()) for part in found]
+    names = [name for _, name in parts]
+    return [_read_run(part, name if names.count(name) == 1 else str(part)) for part, name in parts]
 
 
 def build_runs_report(folders: Sequence[str | os.PathLike], path: str | os.PathLike, *, title: str = "runs") -> Path:
@@ -113,52 +110,48 @@ def charts(runs: Sequence[Run]) -> list[dict]:
         `list[dict]`: `metric`, `title`, `note` and `series`: `name`, `run` (its position), `dash`, `pale`, and
         `points` (update, epoch and value each).
     """
-    sets = list(dict.fromkeys(name for run in runs for name in run.validations))
     found = []
     for metric, title in CHARTS.items():
-        series = []
-        for number, run in enumerate(runs):
-            parts = [("training", run.training, metric, 0, True)]
-            for name, lines in run.validations.items():
-                label = name or "validation"
-                parts.append((label, lines, metric, sets.index(name) % 2, False))
-                parts += [
-                    (f"{label}, {key.replace('_', ' ')}", lines, key, 2, False)
-                    for key, drawn in REFERENCES.items()
-                    if drawn == metric
-                ]
-            for label, lines, key, dash, pale in parts:
-                factor = 100 if key in SHARES else 1
-                points = [(line["step"], line.get("epoch"), factor * line[key]) for line in lines if key in line]
-                if points:
-                    only = label == "training" and not any(
-                        metric in line for v in run.validations.values() for line in v
-                    )
-                    series.append(
-                        {
-                            "name": run.name if only else f"{run.name}, {label}",
-                            "run": number,
-                            "dash": dash,
-                            "pale": pale and not only,
-                            "points": points,
-                        }
-                    )
+        series = [{"run": number, **curve} for number, run in enumerate(runs) for curve in _curves(run, metric)]
         if series:
             found.append({"metric": metric, "title": title, "note": NOTES.get(metric), "series": series})
     return found
+
+
+def _curves(run: Run, metric: str) -> list[dict]:
+    """Training, and each validation set with what it is compared with; training is pale beside validations."""
+
+    def curve(name: str, lines: list[dict], key: str, *, dash: int = 0, pale: bool = False) -> dict:
+        points = [(line["step"], line.get("epoch"), _shown(line, key)) for line in lines if key in line]
+        return {"name": name, "dash": dash, "pale": pale, "points": points}
+
+    curves = []
+    for place, (name, lines) in enumerate(run.validations.items()):
+        label = f"{run.name}, {name or 'validation'}"
+        curves.append(curve(label, lines, metric, dash=place % 2))
+        curves += [
+            curve(f"{label}, {key.replace('_', ' ')}", lines, key, dash=2)
+            for key, drawn in REFERENCES.items()
+            if drawn == metric
+        ]
+    curves = [one for one in curves if one["points"]]
+    name = f"{run.name}, training" if curves else run.name
+    training = curve(name, run.training, metric, pale=bool(curves))
+    return curves + [training] * bool(training["points"])
 
 
 def last_validations(runs: Sequence[Run]) -> tuple[list[str], list[list]]:
     """A table of the last validation of every run and set: its header and its rows of text and numbers."""
     told = {metric for run in runs for values in run.last.values() for metric in values}
     columns = [metric for metric in (*CHARTS, *REFERENCES, "masked_frames") if metric in told]
-    header = ["run", "validated on", *(column.replace("_", " ") for column in columns)]
+    titles = {**CHARTS, "constant_accuracy": "constant guess, %"}
+    header = ["run", "validated on", *(titles.get(column, column.replace("_", " ")) for column in columns)]
     if "unigram_entropy" in told:
         header += ["entropy - loss", "accuracy / constant"]
     rows = []
     for run in runs:
         for name, values in run.last.items():
-            row = [run.name, name or "validation", *(values.get(column) for column in columns)]
+            row = [run.name, name or "validation", *(_shown(values, column) for column in columns)]
             if "unigram_entropy" in told:
                 has_codes = "unigram_entropy" in values
                 row.append(values["unigram_entropy"] - values["loss"] if has_codes else None)
@@ -166,6 +159,10 @@ def last_validations(runs: Sequence[Run]) -> tuple[list[str], list[list]]:
                 row.append(values["accuracy"] / constant if has_codes and constant else None)
             rows.append(row)
     return header, rows
+
+
+def _shown(values: dict, metric: str) -> float | None:
+    return 100 * values[metric] if metric in SHARES and metric in values else values.get(metric)
 
 
 def _log_of(folder: Path) -> Path | None:
@@ -184,7 +181,9 @@ def _read_run(folder: Path, name: str) -> Run:
         place = {"step": line["step"], "epoch": line.get("epoch")}
         by_set = _by_set(line)
         for key, values in by_set.items():
-            run.validations.setdefault(key, []).append({**place, **values})
+            lines = run.validations.setdefault(key, [])
+            if not lines or lines[-1]["step"] != line["step"]:  # the best model's, at the end, is in eval_results.json
+                lines.append({**place, **values})
         own = {key: value for key, value in line.items() if key in CHARTS and _is_number(value)}
         if own and not by_set:
             run.training.append({**place, **own})

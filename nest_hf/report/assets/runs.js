@@ -40,7 +40,7 @@ const choices = el("div", { class: "choices" }, el("label", {}, "Over ", xAxis),
 
 const sections = [
   section("curves", "Curves", null, data.runs.length > 1 && runs, choices, charts),
-  data.rows.length > 0 && section("last", "Last validation", "Shares as they are logged, not in per cent.",
+  data.rows.length > 0 && section("last", "Last validation", "Of eval_results.json, which is that of the model that was kept.",
     table(data.header, data.rows.map((row) => row.map((cell) => (typeof cell === "string" ? cell : short(cell)))))),
 ].filter(Boolean);
 
