@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 import soundfile
 
+from nest_hf.conditions import condition_channel
 from nest_hf.data import TelephoneChannel
 from nest_hf.data.audio_encoding import encode_audio
 from nest_hf.keywords import Keyword
+from nest_hf.recordings import read_recordings
 from nest_hf.report import build_report, build_runs_report, read_scores
 from nest_hf.report.clips import MAX_CLIP_S, clip_of, link_to, spectrogram_png
 from nest_hf.report.columns import described, grouped
@@ -151,7 +153,7 @@ def test_the_same_scores_give_the_same_bytes_from_memory_and_from_the_folder(tmp
         "--keywords", tmp_path / "keywords.txt")  # fmt: skip
     run("report", monkeypatch, "--scores", tmp_path / "scores", "--output", tmp_path / "scores" / "again.html")
     written = (tmp_path / "scores" / "report.html").read_bytes()
-    assert written == (tmp_path / "scores" / "again.html").read_bytes() and b'"clip-0"' in written
+    assert written == (tmp_path / "scores" / "again.html").read_bytes() and b'"clip-0-0"' in written
 
 
 @pytest.mark.parametrize("level", ["raw", "basic", "zh"])
@@ -291,12 +293,43 @@ def test_the_recordings_with_most_errors_are_embedded(tmp_path, recordings):
     total = [sum(system.rows[place]["errors"] for system in both) for place in range(5)]
     _, data = read_page(build_report(both, tmp_path / "r.html", num_audio=2))
     worst = sorted(range(5), key=lambda place: -total[place])[:2]
-    assert data["data"]["clips"] == worst and set(data) == {"data", *(f"clip-{place}" for place in worst)}
-    assert all("flac" in data[f"clip-{place}"] for place in worst)
+    assert data["data"]["clips"] == worst and set(data) == {"data", *(f"clip-{place}-0" for place in worst)}
+    assert all("flac" in data[f"clip-{place}-0"] for place in worst)
     _, data = read_page(build_report(both, tmp_path / "r.html", num_audio=2, audio="link"))
-    assert len(data["data"]["utterances"]["link"]) == 5 and "flac" not in data[f"clip-{worst[0]}"]
+    assert len(data["data"]["utterances"]["link"]) == 5 and "flac" not in data[f"clip-{worst[0]}-0"]
     _, data = read_page(build_report(both, tmp_path / "r.html", audio="none"))
-    assert set(data) == {"data"} and "link" not in data["data"]["utterances"]
+    assert set(data) == {"data"} and data["data"]["utterances"]["link"] is None
+
+
+def test_a_system_is_shown_with_what_it_heard_under_its_condition(tmp_path, recordings):
+    paths = recordings(1, 2, 1.5)
+    source = tmp_path / "data.jsonl"
+    lines = [{"audio_filepath": path, "id": key, "text": "好"} for key, path in zip("abc", paths, strict=True)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    scorer = Scorer(dict.fromkeys("abc", "好的"))
+    both, heard = [], {}
+    for name in ("clean_16k", "babble"):
+        channel = condition_channel(name, read_recordings([str(source)]).rows, seed=3)
+        rows = []
+        for key, path in zip("abc", paths, strict=True):
+            wave = soundfile.read(path, dtype="float32")[0]
+            rows.append({"id": key, "text": "好", "audio": path, "duration_s": len(wave) / 16000})
+            if channel is not None:
+                wave, draw = channel(wave, sampling_rate=16000, seed=3, id=key)
+                rows[-1]["channel"] = draw.to_json()
+            heard[name, key] = wave
+        settings = {"condition": name, "seed": 3, "data": [str(source)]}
+        both.append(scorer(name, rows, settings=settings))
+    _, data = read_page(build_report(both, tmp_path / "r.html"))
+    for system, shown in zip(both, data["data"]["heard"], strict=True):
+        for place, key in enumerate("abc"):
+            clip = data[f"clip-{place}-{shown['clip']}"]
+            found = soundfile.read(io.BytesIO(base64.b64decode(clip["flac"])), dtype="float32")[0]
+            assert np.array_equal(found, heard[system.name, key]), (system.name, key)
+    assert not np.array_equal(heard["clean_16k", "a"], heard["babble", "a"])
+    source.unlink()
+    _, data = read_page(build_report(both, tmp_path / "r.html"))
+    assert "cannot be heard" in data["data"]["heard"][1]["note"] and "flac" in data["clip-0-1"]
 
 
 def test_a_recording_that_is_gone_is_named_where_it_would_be(tmp_path):

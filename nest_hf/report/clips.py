@@ -11,8 +11,11 @@ from urllib.parse import quote
 
 import numpy as np
 
+from ..conditions import condition_channel
 from ..data.audio import AudioError, decode_audio
 from ..data.audio_encoding import encode_audio
+from ..data.telephone import ChannelDraw, TelephoneChannel
+from ..recordings import read_recordings
 
 RATE = 16000  # Hz, of the recognisers
 MAX_CLIP_S = 60.0
@@ -21,29 +24,55 @@ MAX_FRAMES = 1000
 RANGE_DB = 70.0  # below the loudest point, which is black
 
 
-def clip_of(row: Mapping, *, embed: bool) -> dict:
+def channel_of(settings: Mapping) -> TelephoneChannel | None:
+    """
+    The channel through which `transcribe.py --domain` played the data to a recogniser, with its noise.
+
+    Args:
+        settings (`Mapping`): Of the hypotheses: `condition`, `data`, `seed`.
+
+    Raises:
+        ValueError or OSError: where the data are not there any more.
+    """
+    if not settings.get("condition"):
+        return None
+    talkers = read_recordings(settings["data"], on_bad_audio="skip").rows
+    return condition_channel(settings["condition"], talkers, seed=settings.get("seed") or 0)
+
+
+def clip_of(row: Mapping, *, embed: bool, channel: TelephoneChannel | None = None) -> dict:
     """
     A recording for the page.
 
     Args:
         row (`Mapping`): With `audio` (a path), and where it is a piece of a longer file `offset_s` and `duration_s`.
         embed (`bool`): Whether its samples go into the page, or the picture alone.
+        channel ([`TelephoneChannel`], *optional*): That it was heard through, as `channel` of the row was drawn.
 
     Returns:
         `dict`: `spectrogram` (a PNG as a data URL), `duration_s`, `shown_s`, `top_hz`, and if embedded `flac`
         (base64); or `problem`.
     """
     offset, length = row.get("offset_s") or 0.0, row.get("duration_s")
+    if channel is None:
+        length = min(length or MAX_CLIP_S, MAX_CLIP_S)
+    elif not offset:
+        length = None  # all of the file, of which `duration_s` is rounded
     try:
-        wave = decode_audio(
-            row["audio"], sampling_rate=RATE, offset_s=offset, duration_s=min(length or MAX_CLIP_S, MAX_CLIP_S)
-        ).samples
+        wave = decode_audio(row["audio"], sampling_rate=RATE, offset_s=offset, duration_s=length).samples
     except (AudioError, OSError) as error:
         return {"problem": f"The audio cannot be read: {error}"}
+    if channel is not None:  # lost packets and noise were drawn for the whole of it
+        if not row.get("channel"):
+            return {"problem": "Without a hypothesis nothing is known of the channel that it was to be heard through."}
+        try:
+            wave = channel.apply(wave, ChannelDraw.from_json(row["channel"]))[: round(MAX_CLIP_S * RATE)]
+        except KeyError as error:
+            return {"problem": f"The recording {error} that was mixed in is not in the data any more."}
     shown_s = len(wave) / RATE
     clip = {
         "spectrogram": "data:image/png;base64," + _base64(spectrogram_png(wave, RATE)),
-        "duration_s": length or shown_s,
+        "duration_s": row.get("duration_s") or shown_s,
         "shown_s": shown_s,
         "top_hz": RATE / 2,
     }
@@ -106,4 +135,4 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-__all__ = ["clip_of", "grey_png", "link_to", "spectrogram_png"]
+__all__ = ["channel_of", "clip_of", "grey_png", "link_to", "spectrogram_png"]

@@ -10,7 +10,7 @@ from rapidfuzz.distance import Levenshtein
 from ..error_rates import characters
 from ..scoring import RATES, System, compare
 from ..text import normalize
-from .clips import clip_of, link_to
+from .clips import channel_of, clip_of, link_to
 from .columns import channel_steps, described, grouped
 from .page import write_page
 
@@ -67,7 +67,9 @@ def build_report(
     first = facts[systems[0].name]
     new_facts = [True, *(facts[system.name] != first for system in systems[1:])]
     references = _normal(systems[0], "reference")
-    worst = [] if audio == "none" else _worst(systems)[:num_audio]
+    recordings = _recordings(systems)
+    worst = [] if audio == "none" else _worst(systems, recordings)[:num_audio]
+    heard, clips = _clips(systems, recordings, worst, embed=audio == "embed")
     path = Path(path)
     data = {
         "title": title,
@@ -76,21 +78,66 @@ def build_report(
         "comparisons": list(comparisons),
         "retention": retention and _retention(retention),
         "columns": grouped({system.name: system.rows for system in systems}, facts, **bootstrap),
-        "utterances": _utterances(systems[0], references, page=path if audio == "link" else None),
+        "utterances": {
+            "id": ids,
+            "raw": [row["reference"] for row in systems[0].rows],
+            "reference": references,
+            "link": [link_to(row, path) if row.get("audio") else None for row in recordings]
+            if audio == "link"
+            else None,
+        },
         "hypotheses": [
             _hypotheses(system, references, facts[system.name] if is_new else None)
             for system, is_new in zip(systems, new_facts, strict=True)
         ],
         "clips": worst,
+        "heard": heard,
     }
-    clips = {f"clip-{row}": clip_of(systems[0].rows[row], embed=audio == "embed") for row in worst}
     return write_page(path, title=title, data=data, scripts=SCRIPTS, attachments=clips)
 
 
-def _worst(systems: Sequence[System]) -> list[int]:
-    """Rows with audio, those with most errors first."""
+def _recordings(systems: Sequence[System]) -> list[dict]:
+    """The row of each utterance that knows its audio; one without a hypothesis may not."""
+    return [
+        next((row for row in rows if row.get("audio")), rows[0])
+        for rows in zip(*(s.rows for s in systems), strict=True)
+    ]
+
+
+def _worst(systems: Sequence[System], recordings: Sequence[Mapping]) -> list[int]:
+    """Utterances with audio, those with most errors over all systems first."""
     errors = np.sum([[row["errors"] for row in system.rows] for system in systems], axis=0)
-    return [row for row in np.argsort(-errors, kind="stable").tolist() if systems[0].rows[row].get("audio")]
+    return [place for place in np.argsort(-errors, kind="stable").tolist() if recordings[place].get("audio")]
+
+
+def _clips(
+    systems: Sequence[System], recordings: Sequence[Mapping], places: Sequence[int], *, embed: bool
+) -> tuple[list[dict], dict[str, dict]]:
+    """
+    The clips by name, and by system what it heard: the number n of its condition, whose clip of utterance 7 is
+    `clip-7-n`, and a note where it heard something else. What is linked to is the recording itself.
+    """
+    heard: dict[str, dict] = {}
+    clips: dict[str, dict] = {}
+    of_system = []
+    for system in systems:
+        key = str([system.settings.get(name) for name in ("condition", "seed", "data")])
+        if key not in heard:
+            channel, note = None, None
+            if system.settings.get("condition") and places:
+                note = "The recording as it was before the channel of this condition."
+                try:
+                    channel = channel_of(system.settings) if embed else None
+                    note = None if embed else note
+                except (ValueError, OSError) as error:
+                    note += f" That cannot be heard, since the data are not there: {error}"
+            number = len(heard)
+            heard[key] = {"clip": number, "note": note}
+            for place in places:
+                row = recordings[place] if channel is None else system.rows[place]
+                clips[f"clip-{place}-{number}"] = clip_of(row, embed=embed, channel=channel)
+        of_system.append(heard[key])
+    return of_system, clips
 
 
 def _summary(system: System) -> dict:
@@ -129,19 +176,6 @@ def _flat(settings: Mapping, prefix: str = "") -> dict[str, str]:
             found |= _flat(value, f"{prefix}{key}.")
         elif value is not None and value != []:
             found[prefix + str(key)] = str(value)
-    return found
-
-
-def _utterances(system: System, references: Sequence[str], *, page: Path | None) -> dict:
-    """What all systems share."""
-    rows = system.rows
-    found = {
-        "id": [row["id"] for row in rows],
-        "raw": [row["reference"] for row in rows],
-        "reference": references,
-    }
-    if page is not None:
-        found["link"] = [link_to(row, page) if row.get("audio") else None for row in rows]
     return found
 
 

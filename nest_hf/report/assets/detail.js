@@ -26,7 +26,7 @@ function detailPane({ data, list }) {
         button("Next utterance", "↓", () => list().move(1), place === shown - 1),
         button("Close", "✕", close, false, "close"),
       ]),
-      ...sound(row),
+      ...sound(row, data.heard[system]),
       ...data.systems.map((one, number) => hypothesis(row, number)),
       el("h4", {}, "Reference, as given"),
       el("p", { class: "text" }, data.utterances.raw[row] || "(empty)"),
@@ -37,8 +37,8 @@ function detailPane({ data, list }) {
     document.body.classList.add("covered");
   }
 
-  function sound(row) {
-    const clip = readJson(`clip-${row}`);
+  function sound(row, heard) {
+    const clip = readJson(`clip-${row}-${heard.clip}`);
     const link = data.utterances.link && data.utterances.link[row];
     if (clip && clip.problem) return [el("p", { class: "note" }, clip.problem)];
     let source = link;
@@ -56,9 +56,7 @@ function detailPane({ data, list }) {
     if (clip && clip.shown_s < clip.duration_s - 0.05) {
       parts.push(el("p", { class: "note" }, `The first ${clip.shown_s.toFixed(0)} s of ${clip.duration_s.toFixed(0)} s.`));
     }
-    if (data.systems.some((one) => one.settings.condition)) {
-      parts.push(el("p", { class: "note" }, "The recording as it was before the condition's channel."));
-    }
+    if (heard.note) parts.push(el("p", { class: "note" }, heard.note));
     return parts;
   }
 

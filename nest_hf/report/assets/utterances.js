@@ -41,7 +41,7 @@ function utteranceList({ data, system, open }) {
   const choice = (label, options, listener) => el("select", { "aria-label": label, on: { change: listener } },
     options.map(([value, text]) => el("option", { value }, text)));
   const show = choice("Which utterances", [
-    ["all", "all"], ["wrong", "with errors"], ["missing", "without hypothesis"], ["audio", "with audio"],
+    ["all", "all utterances"], ["wrong", "with errors"], ["missing", "without hypothesis"], ["audio", "with audio"],
   ], () => { state.show = show.value; update(); });
   const sort = choice("Sort by", orders, () => { state.order = sort.value; state.reverse = false; update(); });
   const turn = el("button", {
@@ -53,7 +53,7 @@ function utteranceList({ data, system, open }) {
   const view = el("div", {
     class: "list", id: "list", role: "listbox", tabindex: "0", "aria-label": "Utterances", on: { keydown: key },
   });
-  const toolbar = el("div", { class: "toolbar" }, search, el("label", {}, "Show ", show), el("label", {}, "Sort ", sort, " ", turn));
+  const toolbar = el("div", { class: "toolbar" }, search, show, el("label", {}, el("span", {}, "Sort "), sort), turn);
 
   function update() {
     const terms = state.query.toLowerCase().split(/\s+/).filter(Boolean);
