@@ -3,7 +3,6 @@
 import os
 
 import numpy as np
-import soxr
 import torch
 from transformers.models.fun_asr_nano.feature_extraction_fun_asr_nano import FunAsrNanoFeatureExtractor
 
@@ -46,8 +45,10 @@ def read_waves(audio, sampling_rate: int | None, target_rate: int) -> list[np.nd
 
 def read_file(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """A file's samples `(N,)`, the average of its channels, and its rate in Hz."""
-    import soundfile
-
+    try:  # as in `resample`
+        import soundfile
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs soundfile: `pip install soundfile`.") from error
     wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
     return wave.mean(1), rate
 
@@ -56,6 +57,12 @@ def resample(wave: np.ndarray, sampling_rate: int, target_rate: int) -> np.ndarr
     """`(N,)` at `sampling_rate` -> `(resampled_length(N),)` at `target_rate`, by soxr."""
     if sampling_rate == target_rate:
         return wave
+    try:  # in a `try`: as remote code this file loads without it, and transformers asks for nothing beforehand
+        import soxr
+    except ImportError as error:
+        raise ImportError(
+            f"resampling from {sampling_rate} to {target_rate} Hz needs soxr: `pip install soxr`."
+        ) from error
     resampled = soxr.resample(wave, sampling_rate, target_rate)
     length = resampled_length(len(wave), sampling_rate, target_rate)
     return np.pad(resampled, (0, max(0, length - len(resampled))))[:length]

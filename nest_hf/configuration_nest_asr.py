@@ -185,7 +185,8 @@ class NestAsrConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As `PreTrainedConfig.save_pretrained`, with the classes of all auto classes, and their code."""
-        self.auto_map = dict(AUTO_MAPS[self.model_type])
+        # what somebody's own class registered for itself stays, and a subclass may have another `model_type`
+        self.auto_map = {**AUTO_MAPS["nest_asr"], **(getattr(self, "auto_map", None) or {})}
         super().save_pretrained(save_directory, **kwargs)
 
     @property

@@ -129,8 +129,12 @@ class NestFeatureExtractor(SequenceFeatureExtractor):
                     f"`sampling_rate` is {sampling_rate} Hz but the model was trained on {self.sampling_rate} Hz; "
                     "pass `resample=True`, or resample the audio."
                 )
-            import soxr
-
+            try:  # in a `try`: as remote code this file loads without it, and transformers asks for nothing beforehand
+                import soxr
+            except ImportError as error:
+                raise ImportError(
+                    f"resampling from {sampling_rate} to {self.sampling_rate} Hz needs soxr: `pip install soxr`."
+                ) from error
             waves = [torch.from_numpy(soxr.resample(w.numpy(), sampling_rate, self.sampling_rate)) for w in waves]
         lengths = torch.tensor([len(wave) for wave in waves])
         padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)

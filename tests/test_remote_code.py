@@ -15,6 +15,7 @@ from transformers.dynamic_module_utils import get_imports
 
 import nest_hf
 from nest_hf import NestConfig, NestFeatureExtractor, NestForCTC, NestForPreTraining
+from nest_hf.asr_audio import read_waves
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.remote_code import AUTO_MAPS
 
@@ -97,14 +98,21 @@ def test_the_maps_name_the_registered_classes():
 def test_the_code_imports_public_libraries_and_files_of_the_same_folder_only(tmp_path):
     tiny_asr(tmp_path)
     libraries = {library for path in tmp_path.glob("*.py") for library in get_imports(path)}
-    assert libraries - set(sys.stdlib_module_names) == {
-        "huggingface_hub",
-        "numpy",
-        "soundfile",
-        "soxr",
-        "torch",
-        "transformers",
-    }
+    # soxr and soundfile are asked for where audio is resampled or read: a missing one would stop transformers amid its
+    # copying of the files, and what it had copied would fail for good
+    assert libraries - set(sys.stdlib_module_names) == {"huggingface_hub", "numpy", "torch", "transformers"}
+
+
+def test_a_missing_library_is_named_where_it_is_needed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    wave = waves(0.5)[0]
+    assert len(read_waves(wave, 16000, 16000)[0]) == len(wave)
+    for resample in (lambda: read_waves(wave, 8000, 16000), lambda: NestFeatureExtractor()(wave, 8000, resample=True)):
+        with pytest.raises(ImportError, match="from 8000 to 16000 Hz needs soxr: `pip install soxr`"):
+            resample()
+    with pytest.raises(ImportError, match="call.wav needs soundfile"):
+        read_waves("call.wav", None, 16000)
 
 
 def test_a_saved_folder_names_no_path_of_this_machine(tmp_path):
@@ -137,6 +145,23 @@ def test_with_nest_hf_the_auto_classes_take_its_own_and_ask_nothing(tmp_path, mo
             assert type(extractor) is NestFeatureExtractor
             processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust)
             assert type(processor.feature_extractor) is NestFeatureExtractor
+
+
+class OwnConfig(NestConfig):
+    model_type = "own"
+
+
+class OwnRecogniser(NestForCTC):
+    config: OwnConfig
+    _auto_class = "AutoModelForCTC"
+
+
+def test_a_class_of_somebody_else_is_named_for_itself(tmp_path):
+    OwnRecogniser(OwnConfig(**NestConfig.from_preset("tiny").to_diff_dict())).save_pretrained(tmp_path)
+    auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert auto_map["AutoModelForCTC"] == "test_remote_code.OwnRecogniser"
+    assert auto_map["AutoConfig"] == "test_remote_code.OwnConfig"
+    assert auto_map["AutoModel"] == "modeling_nest.NestModel"
 
 
 def test_what_was_loaded_is_saved_as_it_was(tmp_path):
