@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
+from torch.utils.data import Dataset
 from transformers import AutomaticSpeechRecognitionPipeline, AutoModelForMultimodalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -26,8 +27,9 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     transformers. Importing `nest_hf` puts it behind `pipeline("automatic-speech-recognition")`.
 
     A recording is a path, the bytes of a file, a waveform `(samples,)` at the model's rate, a dict
-    `{"raw" or "array", "sampling_rate"}` of any rate, or an element of a `datasets` audio column, decoded or not.
-    Files are read by soundfile and resampled by soxr; only a URL needs the ffmpeg program, as in transformers.
+    `{"raw" or "array", "sampling_rate"}` of any rate, an element of a `datasets` audio column, decoded or not, or a
+    row whose audio column is `audio`. Files are read by soundfile and resampled by soxr; only a URL needs the ffmpeg
+    program, as in transformers.
 
     [`NestForCTC`] takes the stock path with its arguments: `return_timestamps` (`"char"`, `"word"`), `batch_size`,
     `chunk_length_s`, `stride_length_s`. Features are normalised per recording, and with `chunk_length_s` per chunk:
@@ -84,6 +86,10 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             a list a list of them, for any other iterable an iterator.
         """
         if self.transcriber is None:
+            if self.is_ours and isinstance(inputs, tuple):
+                inputs = list(inputs)
+            elif self.is_ours and not is_recording(inputs) and not isinstance(inputs, list | Dataset):
+                inputs = (recording for recording in inputs)  # the stock call would take it for one recording
             return super().__call__(inputs, **kwargs)
         kwargs = {**self.call_defaults, **kwargs}
         if is_recording(inputs):
@@ -111,7 +117,8 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
             raise ValueError(f"`return_timestamps` is {return_timestamps!r}; choose 'char' or 'word'.")
         transcriber = self.transcriber
         if chunk_length_s:
-            settings = dataclasses.replace(transcriber.settings, max_window_s=chunk_length_s)
+            overlap_s = min(transcriber.settings.overlap_s, chunk_length_s / 2)
+            settings = dataclasses.replace(transcriber.settings, max_window_s=chunk_length_s, overlap_s=overlap_s)
             transcriber = Transcriber(self.model, self.processor, settings=settings)
         recordings = iter(recordings)
         while batch := list(itertools.islice(recordings, batch_size)):
@@ -158,6 +165,8 @@ def decoded(audio, sampling_rate: int) -> dict | np.ndarray | str:
         return audio
     if not isinstance(audio, dict):
         return decode_audio(audio, sampling_rate=sampling_rate).samples
+    if "audio" in audio:
+        return decoded(audio["audio"], sampling_rate)
     rest = dict(audio)
     wave, array = rest.pop("raw", None), rest.pop("array", None)
     wave = array if wave is None else wave

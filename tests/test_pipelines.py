@@ -105,6 +105,9 @@ def test_a_column_of_datasets_is_transcribed_without_torchcodec(ctc, asr, no_ffm
         alone = [recognise(path)["text"] for path in paths]
         assert [recognise(row["audio"])["text"] for row in rows] == alone
         assert [result["text"] for result in recognise(row["audio"] for row in rows)] == alone
+        for several in (rows, rows["audio"], iter(rows), tuple(paths)):  # whole rows; a column; any iterable
+            assert [result["text"] for result in recognise(several)] == alone
+        assert recognise({**rows[0], "text": "reference"}) == recognise(paths[0])
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
@@ -141,6 +144,14 @@ def test_nest_asr_runs_in_transcriber(asr):
         assert [chunk["timestamp"] for chunk in result["chunks"]] == [
             (item.start_s, item.end_s) for item in theirs.characters
         ]
+
+
+@pytest.mark.parametrize("chunk_length_s", [3, 20])
+def test_a_chunk_of_any_length_is_the_longest_window(asr, chunk_length_s):
+    wave = waves(7.0)[0]
+    assert asr(wave, chunk_length_s=chunk_length_s)["text"] is not None
+    with pytest.raises(ValueError, match="`max_window_s`"):
+        asr(wave, chunk_length_s=-1)
 
 
 def test_an_iterable_is_read_as_its_results_are_taken(asr):
