@@ -327,6 +327,8 @@ def test_a_system_is_shown_with_what_it_heard_under_its_condition(tmp_path, reco
             found = soundfile.read(io.BytesIO(base64.b64decode(clip["flac"])), dtype="float32")[0]
             assert np.array_equal(found, heard[system.name, key]), (system.name, key)
     assert not np.array_equal(heard["clean_16k", "a"], heard["babble", "a"])
+    _, data = read_page(build_report(both, tmp_path / "r.html", audio="link"))
+    assert data["data"]["heard"][0]["note"] is None and "before the channel" in data["data"]["heard"][1]["note"]
     source.unlink()
     _, data = read_page(build_report(both, tmp_path / "r.html"))
     assert "cannot be heard" in data["data"]["heard"][1]["note"] and "flac" in data["clip-0-1"]

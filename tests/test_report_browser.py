@@ -229,6 +229,19 @@ def test_ten_thousand_utterances_answer_within_three_seconds(tmp_path, capsys):
     assert opened < 3 and searched < 1 and scrolled < 1 and elements < 60
 
 
+@pytest.mark.parametrize("texts", [{"a": ""}, {"a": "好", "b": ""}], ids=["no characters", "no hypotheses"])
+def test_what_cannot_be_measured_is_left_blank(tmp_path, texts):
+    system = Scorer(texts)("x", [{"id": "a", "text": "吗"}] if len(texts) == 1 else [])
+    with Page(tmp_path / "chromium") as page:
+        page.open(build_report([system], tmp_path / "r.html"), f"{LIST} !== null")
+        page.run(f"{LIST}.scrollIntoView()")
+        page.wait_for(f"document.querySelectorAll('.row').length === {len(texts)}")
+        page.run("document.querySelector('.row').click()")
+        text = page.run("document.body.innerText")
+        assert "NaN" not in text and "undefined" not in text and "Infinity" not in text
+        assert page.problems == []
+
+
 def test_curves_of_runs_are_drawn_and_read(tmp_path):
     for name, factor in (("first", 1.0), (HOSTILE.replace("/", "|"), 1.3)):
         history = [

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ..conditions import condition_channel
+from ..conditions import CONDITIONS, condition_channel
 from ..data.audio import AudioError, decode_audio
 from ..data.audio_encoding import encode_audio
 from ..data.telephone import ChannelDraw, TelephoneChannel
@@ -24,6 +24,12 @@ MAX_FRAMES = 1000
 RANGE_DB = 70.0  # below the loudest point, which is black
 
 
+def has_channel(settings: Mapping) -> bool:
+    """Whether the recogniser heard the data through a channel, and not as they were recorded."""
+    condition = settings.get("condition")
+    return condition is not None and CONDITIONS.get(condition, condition) is not None
+
+
 def channel_of(settings: Mapping) -> TelephoneChannel | None:
     """
     The channel through which `transcribe.py --domain` played the data to a recogniser, with its noise.
@@ -34,7 +40,7 @@ def channel_of(settings: Mapping) -> TelephoneChannel | None:
     Raises:
         ValueError or OSError: where the data are not there any more.
     """
-    if not settings.get("condition"):
+    if not has_channel(settings):
         return None
     talkers = read_recordings(settings["data"], on_bad_audio="skip").rows
     return condition_channel(settings["condition"], talkers, seed=settings.get("seed") or 0)
@@ -135,4 +141,4 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode("ascii")
 
 
-__all__ = ["channel_of", "clip_of", "grey_png", "link_to", "spectrogram_png"]
+__all__ = ["channel_of", "clip_of", "grey_png", "has_channel", "link_to", "spectrogram_png"]

@@ -10,12 +10,13 @@ from rapidfuzz.distance import Levenshtein
 from ..error_rates import characters
 from ..scoring import RATES, System, compare
 from ..text import normalize
-from .clips import channel_of, clip_of, link_to
+from .clips import channel_of, clip_of, has_channel, link_to
 from .columns import channel_steps, described, grouped
 from .page import write_page
 
 AUDIO = ("embed", "link", "none")
 SCRIPTS = ("dom.js", "charts.js", "alignment.js", "utterances.js", "detail.js", "scores.js")
+_BEFORE = "The recording as it was before the channel of this condition."
 _LETTERS = {"equal": "=", "replace": "S", "delete": "D", "insert": "I"}
 
 
@@ -117,27 +118,28 @@ def _clips(
     The clips by name, and by system what it heard: the number n of its condition, whose clip of utterance 7 is
     `clip-7-n`, and a note where it heard something else. What is linked to is the recording itself.
     """
-    heard: dict[str, dict] = {}
+    made: dict[str, tuple[int, str | None]] = {}
     clips: dict[str, dict] = {}
-    of_system = []
+    heard = []
     for system in systems:
-        key = str([system.settings.get(name) for name in ("condition", "seed", "data")])
-        if key not in heard:
+        is_changed = has_channel(system.settings)
+        key = (
+            str([system.settings.get(name) for name in ("condition", "seed", "data")]) if is_changed and embed else ""
+        )
+        if key not in made:
             channel, note = None, None
-            if system.settings.get("condition") and places:
-                note = "The recording as it was before the channel of this condition."
+            if key and places:
                 try:
-                    channel = channel_of(system.settings) if embed else None
-                    note = None if embed else note
+                    channel = channel_of(system.settings)
                 except (ValueError, OSError) as error:
-                    note += f" That cannot be heard, since the data are not there: {error}"
-            number = len(heard)
-            heard[key] = {"clip": number, "note": note}
+                    note = f"{_BEFORE} That cannot be heard, since the data are not there: {error}"
+            made[key] = (len(made), note)
             for place in places:
                 row = recordings[place] if channel is None else system.rows[place]
-                clips[f"clip-{place}-{number}"] = clip_of(row, embed=embed, channel=channel)
-        of_system.append(heard[key])
-    return of_system, clips
+                clips[f"clip-{place}-{made[key][0]}"] = clip_of(row, embed=embed, channel=channel)
+        number, note = made[key]
+        heard.append({"clip": number, "note": _BEFORE if is_changed and not embed else note})
+    return heard, clips
 
 
 def _summary(system: System) -> dict:

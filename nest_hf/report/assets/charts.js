@@ -20,15 +20,15 @@ const legend = (names) =>
 
 /*
  * Rates with their intervals, one line per series in each row.
- * rows: [{label, note, points: [{value, low, high} or null], open, color}], shares of 1; `open` is called by a click.
+ * rows: [{label, note, points: [{value, low, high} or null], open, color, isSmall}], shares of 1; `open` is called by a
+ * click; rows that are small have no say in the scale.
  */
 function intervalChart(rows, label) {
   const points = rows.flatMap((row) => row.points).filter((point) => point && isNumber(point.value));
   if (!points.length) return el("p", { class: "note" }, "No figures.");
-  // one small group where everything is wrong would flatten all others: it is drawn at the edge, its number tells
-  const sorted = points.map((point) => point.value).sort((a, b) => a - b);
-  const usual = 2.5 * sorted[Math.ceil(0.75 * (sorted.length - 1))];
-  const top = Math.min(extent(points.map((point) => point.high ?? point.value))[1], usual || Infinity) * 1.04 || 0.01;
+  // a few utterances where everything is wrong would flatten all others: they are drawn at the edge, their numbers tell
+  const large = rows.filter((row) => !row.isSmall).flatMap((row) => row.points).filter((point) => point && isNumber(point.value));
+  const top = extent((large.length ? large : points).map((point) => point.high ?? point.value))[1] * 1.04 || 0.01;
   const x = (value) => `${(98 * Math.min(value, top) / top + 1).toFixed(3)}%`;
   const at = ticks(0, 100 * top);
   const line = 20;

@@ -1,5 +1,8 @@
 // One utterance: what is known of it, its sound and its spectrogram, and what every system made of it.
 
+// A start that a pause or the next utterance overtakes is no failure.
+const play = (audio) => audio.play().catch((error) => { if (error.name !== "AbortError") throw error; });
+
 function detailPane({ data, list }) {
   const pane = el("aside", { id: "detail", "aria-label": "Utterance", tabindex: "-1" }, el("p", { class: "note" },
     "Choose an utterance. In the list: arrow keys move, space plays."));
@@ -26,8 +29,9 @@ function detailPane({ data, list }) {
         button("Next utterance", "↓", () => list().move(1), place === shown - 1),
         button("Close", "✕", close, false, "close"),
       ]),
-      ...sound(row, data.heard[system]),
-      ...data.systems.map((one, number) => hypothesis(row, number)),
+      ...sound(row, system),
+      hypothesis(row, system),
+      ...data.systems.map((_, number) => number !== system && hypothesis(row, number)).filter(Boolean),
       el("h4", {}, "Reference, as given"),
       el("p", { class: "text" }, data.utterances.raw[row] || "(empty)"),
       knowledge(own, row),
@@ -37,7 +41,10 @@ function detailPane({ data, list }) {
     document.body.classList.add("covered");
   }
 
-  function sound(row, heard) {
+  const severalClips = new Set(data.heard.map((heard) => heard.clip)).size > 1;
+
+  function sound(row, system) {
+    const heard = data.heard[system];
     const clip = readJson(`clip-${row}-${heard.clip}`);
     const link = data.utterances.link && data.utterances.link[row];
     if (clip && clip.problem) return [el("p", { class: "note" }, clip.problem)];
@@ -49,7 +56,7 @@ function detailPane({ data, list }) {
     if (!source) return data.audio === "none" ? [] : [el("p", { class: "note" }, "No audio: the report holds that of the utterances with most errors, where it is known.")];
     const [, begin] = /#t=([\d.]+),/.exec(source) || [null, 0];
     const audio = el("audio", { controls: true, preload: "metadata", src: source });
-    audio.addEventListener("toggle-play", () => (audio.paused ? audio.play() : audio.pause()));
+    audio.addEventListener("toggle-play", () => (audio.paused ? play(audio) : audio.pause()));
     audio.addEventListener("error", () => audio.after(el("p", { class: "note" }, "This browser cannot play the recording, or it is not there any more.")), { once: true });
     const parts = [audio];
     if (clip) parts.unshift(spectrogram(clip, audio, Number(begin)));
@@ -57,6 +64,7 @@ function detailPane({ data, list }) {
       parts.push(el("p", { class: "note" }, `The first ${clip.shown_s.toFixed(0)} s of ${clip.duration_s.toFixed(0)} s.`));
     }
     if (heard.note) parts.push(el("p", { class: "note" }, heard.note));
+    else if (severalClips) parts.push(el("p", { class: "note" }, `As ${data.systems[system].name} heard it.`));
     return parts;
   }
 
@@ -69,7 +77,7 @@ function detailPane({ data, list }) {
         click: (event) => {
           const area = picture.getBoundingClientRect();
           audio.currentTime = begin + clip.shown_s * Math.min(Math.max((event.clientX - area.left) / area.width, 0), 1);
-          audio.play();
+          play(audio);
         },
       },
     }, picture, head);

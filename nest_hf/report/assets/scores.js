@@ -85,26 +85,29 @@ function conditions() {
   const charts = data.columns.map((column) => {
     const label = (place) => {
       const rates = names.map((name) => column.rates[name][place]);
+      const utterances = Math.max(...rates.map((rate) => rate.utterances));
       return {
         label: column.labels[place],
-        note: count(Math.max(...rates.map((rate) => rate.utterances))),
+        note: count(utterances),
+        isSmall: utterances < Math.max(5, 0.005 * data.utterances.id.length),
         points: rates.map((rate) => (rate.tokens ? { value: rate.cer, low: rate.low, high: rate.high } : null)),
         errors: Math.max(...rates.map((rate) => rate.errors)),
         open: () => list.filter(`${column.title}: ${column.labels[place]}`, (row, number) => column.of[names[number]][row] === place),
       };
     };
-    let rows = column.labels.map((_, place) => label(place));
-    const many = rows.length > SHOWN;
-    const ordered = column.ordered ? rows : [...rows].sort((a, b) => b.points[0]?.value - a.points[0]?.value || 0);
-    const shown = many && !column.ordered ? [...rows].sort((a, b) => b.errors - a.errors).slice(0, SHOWN) : ordered;
-    const all = column.ordered ? ordered : shown;
-    const card = el("figure", { class: "card" }, [
+    const rows = column.labels.map((_, place) => label(place));
+    const isCut = rows.length > SHOWN && !column.ordered;
+    const shown = isCut ? [...rows].sort((a, b) => b.errors - a.errors).slice(0, SHOWN) : rows;
+    if (!column.ordered) {
+      const highest = (row) => Math.max(...row.points.map((point) => point?.value ?? 0));
+      shown.sort((a, b) => highest(b) - highest(a));
+    }
+    return el("figure", { class: "card" }, [
       el("figcaption", {}, el("h3", {}, `CER by ${column.title}`),
-        many && !column.ordered && el("p", { class: "note" }, `The ${SHOWN} of ${rows.length} with most errors.`)),
-      intervalChart(all, `CER by ${column.title}`),
+        isCut && el("p", { class: "note" }, `The ${SHOWN} of ${rows.length} with most errors.`)),
+      intervalChart(shown, `CER by ${column.title}`),
       el("details", {}, el("summary", {}, "Numbers"), numbers(column)),
     ]);
-    return card;
   });
   return section("conditions", "Conditions", ["CER in %, with 95 % intervals; the small number counts utterances. Choose a line to see its utterances."],
     names.length > 1 && legend(names), el("div", { class: "cards" }, charts));
@@ -235,6 +238,7 @@ function redraw() {
   keywords.replaceChildren(...keywordContent().flat(Infinity).filter(Boolean));
   document.querySelectorAll(".of-system").forEach((place) => { place.textContent = names[system]; });
   list.update();
+  list.reopen();
 }
 
 const ofSystem = () => el("span", { class: "of-system" }, names[system]);

@@ -89,7 +89,7 @@ function utteranceList({ data, system, open }) {
     for (const row of state.rows) for (const name in sum) sum[name] += errors[system()][row][name];
     const cer = sum.tokens ? `CER ${percent(sum.errors / sum.tokens)} %` : "no reference characters";
     summary.replaceChildren(`${count(state.rows.length)} of ${plural(total, "utterance")} · ${cer} `,
-      el("small", {}, `S ${count(sum.S)} · D ${count(sum.D)} · I ${count(sum.I)} · N ${count(sum.tokens)}`));
+      el("small", {}, ["S", "D", "I"].map((kind) => `${kind}\u00a0${count(sum[kind])} · `), `N\u00a0${count(sum.tokens)}`));
     chips.replaceChildren(...[...state.filters.keys()].map((name) => el("button", {
       type: "button", class: "chip", "aria-label": `Remove the filter ${name}`,
       on: { click: () => { state.filters.delete(name); update(); } },
@@ -179,7 +179,10 @@ function utteranceList({ data, system, open }) {
     element: el("div", { class: "list-side" }, el("div", { class: "controls" }, toolbar, chips, summary), view),
     update,
     move: (step) => select(current() + step, true),
-    selectFirst: () => select(0),
+    // Shows the chosen utterance again, as another system heard it.
+    reopen() {
+      if (current() >= 0) open(state.selected, current(), state.rows.length);
+    },
     errors,
     hasAudio,
     // Leaves only the rows that pass; a filter of one kind takes the place of the last one.
