@@ -116,10 +116,8 @@ def _attempt(action, repo_id: str, remedy: str):
     for wait_s in (*WAITS_S, None):
         try:
             return action()
-        except (HTTPError, OSError, RuntimeError) as error:  # a failed upload of a file is a RuntimeError
-            cause = error.__cause__ if isinstance(error, RuntimeError) else error
-            if not isinstance(cause, HTTPError | OSError):
-                raise
+        except (HTTPError, ConnectionError, PermissionError, RuntimeError) as error:  # the last two of uploads
+            cause = error.__cause__ or error if isinstance(error, RuntimeError) else error
             status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
             if wait_s is None or (status is not None and status < 500 and status != 429):
                 # not from the error, whose text may quote headers
@@ -140,7 +138,8 @@ def _reason(status: int | None, repo_id: str, error: Exception) -> str:
         return f"{at}: another commit came in between ({status})."
     if status is not None:
         return f"{at}: the Hub answered {status}; see whether `hub_model_id` and `hub_revision` are right."
-    return f"{at}: the connection broke ({type(error).__name__})."
+    what = "the connection broke" if isinstance(error, HTTPError | ConnectionError) else "the upload failed"
+    return f"{at}: {what} ({type(error).__name__})."
 
 
 __all__ = ["create_repository", "files_to_push", "hide_token", "push_run"]

@@ -77,9 +77,9 @@ def finish_run(trainer: PlannedTrainer, *, validated: bool, metrics: dict | None
     if args.process_index != 0:
         return False
     report_audio(audio_report, args.output_dir)
+    metrics = {name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))}
     Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
     for name, value in metrics.items():
-        if not name.endswith(("_runtime", "_per_second")):
-            logger.info("%s: %.6g", name, value)
+        logger.info("%s: %.6g", name, value)
     logger.info("\nthe model is in %s; load it with", args.output_dir)
     return True

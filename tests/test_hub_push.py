@@ -285,6 +285,16 @@ def test_a_reply_that_is_lost_is_no_second_commit(hub, pushing, call):
     assert hub.lose_reply_to is None and len(hub.repositories["lab/lost"].commits) == 2
 
 
+def test_an_upload_by_xet_that_fails_is_one_line_and_no_commit(hub, pushing, monkeypatch):
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(OSError, match=r"\(ConnectionError\)\. The whole model is in .* again to push it\.$"):
+        pushing("lab/xet")
+    assert len(hub.repositories["lab/xet"].commits) == 1
+    assert set(hub.unknown) == {"GET /api/models/lab/xet/xet-write-token/main"}  # xet storage is none of the server's
+    hub.unknown.clear()
+
+
 def test_the_next_model_replaces_the_last_one_in_one_commit(hub, pushing):
     pushing("lab/twice")
     make_model(pushing.out, seed=1, shards=1)
