@@ -1,5 +1,7 @@
 """The pretrained parts of a recogniser: audio tower and language model, from a folder, the Hub or a module."""
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -45,7 +47,7 @@ def load_audio_tower(source: str | PreTrainedModel, revision: str | None = None,
         )
     given = {"config": config} if config is not None else {}
     tower = _load(TOWERS[model_type], source, revision, dtype, **given)
-    return tower, str(source), commit
+    return tower, name_of(source), commit
 
 
 def load_language_model(source: str | PreTrainedModel, revision: str | None = None, dtype=torch.float32):
@@ -54,7 +56,7 @@ def load_language_model(source: str | PreTrainedModel, revision: str | None = No
         model, name, commit = source, None, None
     else:
         revision, commit = _resolve(source, revision)
-        model, name = _load(AutoModelForCausalLM, source, revision, dtype), str(source)
+        model, name = _load(AutoModelForCausalLM, source, revision, dtype), name_of(source)
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear) or head.bias is not None or model.base_model is model:
         raise ValueError(
@@ -62,6 +64,11 @@ def load_language_model(source: str | PreTrainedModel, revision: str | None = No
             "no bias."
         )
     return model, name, commit
+
+
+def name_of(source) -> str:
+    """The Hub id, or the last part of a path, whose rest says nothing elsewhere."""
+    return Path(source).name if Path(source).exists() else str(source)
 
 
 def _load(model_class, source, revision, dtype, **kwargs):

@@ -29,6 +29,7 @@ from transformers import (
     GenerationConfig,
 )
 
+from .asr_parts import name_of
 from .asr_prompt import AUDIO_TOKEN
 from .configuration_nest_asr import NestAsrConfig
 from .ctc_tokenizer import read_tiktoken
@@ -88,7 +89,7 @@ def from_fun_asr(
     Raises:
         `ValueError`: something is missing, a tensor is unknown or of another shape, or a setting is not implemented.
     """
-    source = Path(source)
+    name, source = name_of(source), Path(source)
     if not source.exists():
         source = Path(snapshot_download(str(source), revision=revision))
     source = source.parent if source.name == "model.pt" else source
@@ -98,7 +99,7 @@ def from_fun_asr(
         config, tensors, processor = read_transformers(source, dtype)
     else:
         raise ValueError(f"`source` {source} has neither config.yaml and model.pt (FunASR) nor config.json.")
-    config.prompt_ids = processor.prompt_ids()
+    config.language_model_name, config.prompt_ids = name, processor.prompt_ids()
     processor.check(config)
 
     model = NestAsrForConditionalGeneration._from_config(config, dtype=dtype).eval()
@@ -125,7 +126,6 @@ def read_transformers(source: Path, dtype):
         adaptor_config={**_without_type(adaptor), "output_norm": False},
         text_config=model.config.text_config,
         audio_token_id=model.config.audio_token_id,
-        language_model_name=str(source),
     )
     tokenizer = AutoTokenizer.from_pretrained(source)
     extractor = FunAsrNanoFeatureExtractor.from_pretrained(source)
@@ -184,7 +184,6 @@ def read_fun_asr(source: Path, language_model: str | None):
         text_config=text_config,
         audio_token_id=tokenizer.convert_tokens_to_ids(AUDIO_TOKEN),
         audio_token_divisor=divisor,
-        language_model_name=str(source),
     )
     extractor = FunAsrNanoFeatureExtractor(
         feature_size=audio_config.num_mel_bins,

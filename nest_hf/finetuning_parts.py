@@ -4,7 +4,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoTokenizer, ParakeetFeatureExtractor, PreTrainedConfig, Wav2Vec2Processor
 
-from .asr_parts import load_audio_tower
+from .asr_parts import load_audio_tower, name_of
 from .configuration_nest import NestConfig
 from .configuration_nest_asr import NestAsrAdaptorConfig, NestAsrConfig, NestAsrCtcConfig
 from .convert_nemo import convert, read_archive
@@ -108,7 +108,7 @@ def _of_parts(arguments: FinetuneModelArguments, ctc_texts: list[str]):
         **weights,
     )
     if arguments.audio_tower:
-        model.config.audio_tower_name = arguments.audio_tower
+        model.config.audio_tower_name = name_of(arguments.audio_tower)
     return model, processor
 
 
