@@ -14,7 +14,7 @@ PROMPT_WORDS = "中文英日\n"  # of languages that a prompt may name
 def build_chat_tokenizer(texts: Iterable[str] = (), pad_token: str = "<|endoftext|>") -> PreTrainedTokenizerFast:
     """
     Args:
-        texts (`Iterable[str]`, *optional*): Whose characters get a token each, beside those of ASCII and of the template.
+        texts (`Iterable[str]`, *optional*): Their characters get a token each, as do those of ASCII and the template.
         pad_token (`str`, *optional*, defaults to `"<|endoftext|>"`): One of the marks.
     """
     characters = {chr(code) for code in range(32, 127)} | set(CHAT_TEMPLATE) | set(PROMPT_WORDS) | set("".join(texts))
