@@ -195,7 +195,7 @@ def test_rates_by_column_are_those_of_score():
     rng = random.Random(0)
     references = {str(number): "".join(rng.choices("一二三四人口", k=rng.randrange(1, 9))) for number in range(200)}
     rows = [
-        {"id": k, "text": t[1:] if rng.random() < 0.5 else t, "snr_db": rng.uniform(-3, 30)}
+        {"id": k, "text": t[1:] if rng.random() < 0.5 else t, "snr_db": float(rng.randrange(-3, 30))}
         for k, t in references.items()
     ]
     system = Scorer(references, level="basic")("x", rows)
