@@ -26,6 +26,7 @@ from .chat_tokenizer import build_chat_tokenizer
 from .data.batching import ExampleKey, TokenBudgetBatchSampler
 from .data.seeding import generator_of
 from .feature_extraction_nest import NestFeatureExtractor
+from .hub import push_run
 from .parsing import check_keys, save_resolved
 from .planned_trainer import PlannedTrainer
 from .processing_nest_asr import NestAsrProcessor
@@ -281,6 +282,8 @@ def train_language_model(arguments: LanguageModelArguments, args: LanguageModelT
         Path(args.output_dir, "language_model.json").write_text(json.dumps(record, indent=1))
         logger.info('    AutoModelForCausalLM.from_pretrained("%s")   # of transformers', args.output_dir)
     trainer.accelerator.wait_for_everyone()
+    if args.push_to_hub:
+        push_run(args, commit_message="NEST language model")
 
 
 __all__ = ["LanguageModelArguments", "LanguageModelTrainingArguments", "read_sentences", "train_language_model"]

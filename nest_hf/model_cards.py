@@ -30,6 +30,41 @@ METRICS = {
     "loss": ("loss", "loss", "nats", False),
 }
 
+# architecture -> what it is, its pipeline, how it is used
+KINDS = {
+    "NestForPreTraining": (
+        "A NEST speech encoder (FastConformer), pretrained without labels",
+        "feature-extraction",
+        """from nest_hf import NestFeatureExtractor, NestModel
+
+extractor = NestFeatureExtractor.from_pretrained("{repo_id}")
+model = NestModel.from_pretrained("{repo_id}")""",
+    ),
+    "NestForCTC": (
+        "A speech recogniser: NEST encoder and CTC head",
+        SPEECH,
+        """import nest_hf
+from transformers import pipeline
+
+print(pipeline("automatic-speech-recognition", model="{repo_id}")("call.wav")["text"])""",
+    ),
+    "NestAsrForConditionalGeneration": (
+        "NEST-ASR, a speech recogniser: NEST encoder, CTC head, adaptor, language model",
+        SPEECH,
+        """from nest_hf import Transcriber
+
+print(Transcriber.from_pretrained("{repo_id}")("call.wav")[0].text)""",
+    ),
+}
+LANGUAGE_MODEL = (
+    "A language model that NEST-ASR can be trained with",
+    "text-generation",
+    """from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{repo_id}")""",
+)
+ADAPTED = "A LoRA adapter of a NEST-ASR speech recogniser"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -47,15 +82,14 @@ def figures(metrics: dict[str, float]) -> list[Figure]:
     """The figures among `eval_<set>_<metric>` that a card shows."""
     found = []
     for key, value in metrics.items():
-        if not key.startswith("eval_") or not isinstance(value, int | float):
+        suffix = next((suffix for suffix in METRICS if key.endswith(f"_{suffix}")), None)
+        if suffix is None or not key.startswith("eval_"):
             continue
-        name = next((suffix for suffix in METRICS if key.endswith(f"_{suffix}")), None)
-        if name is None:
-            continue
-        kind, label, decoding, is_share = METRICS[name]
-        dataset = key[len("eval_") : -len(name) - 1] or "validation"
-        found.append(Figure(dataset, kind, label, decoding, 100 * value if is_share else value, is_share))
-    return found
+        kind, name, decoding, is_share = METRICS[suffix]
+        dataset = key[len("eval_") : -len(suffix) - 1] or "validation"
+        found.append(Figure(dataset, kind, name, decoding, 100 * value if is_share else value, is_share))
+    order = [name for _, name, _, _ in METRICS.values()]
+    return sorted(found, key=lambda figure: (figure.dataset, order.index(figure.name), figure.decoding))
 
 
 def lineage(record: dict | None) -> list[dict]:
@@ -109,25 +143,28 @@ def model_card(folder: str | Path, *, repo_id: str, licence: str | None = None) 
     record = read_record(folder) or {}
     config = record.get("config") or _read_yaml(folder / "config_resolved.yaml")
     results = figures(_read_json(folder / "eval_results.json"))
-    model = _read_json(folder / "config.json")
     is_adapter = (folder / "adapter_config.json").is_file()
+    architecture = (_read_json(folder / "config.json").get("architectures") or [""])[0]
+    words, pipeline_tag, code = KINDS.get(architecture, LANGUAGE_MODEL)
+    base = config.get("model_name_or_path")
+    if is_adapter:
+        words, pipeline_tag = ADAPTED, SPEECH
     level = config.get("eval_text_level")
     name = repo_id.rpartition("/")[2]
-    is_speech = is_adapter or (model.get("architectures") or [""])[0] != "NestForPreTraining"
     bases = [config.get(key) for key in ("model_name_or_path", "audio_tower", "language_model")]
     bases = [base for base in bases if is_hub_id(base)]
     data = ModelCardData(
         model_name=name,
         library_name="peft" if is_adapter else "transformers",
         license=licence,
-        pipeline_tag=SPEECH if is_speech else "feature-extraction",
+        pipeline_tag=pipeline_tag,
         tags=["nest", "fastconformer", "speech", *(["lora"] if is_adapter or config.get("lora") else [])],
         base_model=bases or None,
-        eval_results=[_eval_result(figure, level, is_speech) for figure in results if figure.is_share] or None,
+        eval_results=[_eval_result(figure, level, pipeline_tag) for figure in results if figure.is_share] or None,
     )
     sections = [
-        f"# {name}\n\n{_summary(model, config, is_adapter)}",
-        _load_section(repo_id, model, config, is_adapter),
+        f"# {name}\n\n{words}; trained with nest_hf.{_rate(config)}",
+        f"## Use\n\n{_adapter_code(repo_id, base) if is_adapter else _code(code.format(repo_id=repo_id))}",
         _results_section(results, level),
         _data_section(record),
         _lineage_section(record),
@@ -162,10 +199,12 @@ def _adapter_card(folder: Path, repo_id: str, licence: str | None) -> ModelCard:
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}\n")
 
 
-def _eval_result(figure: Figure, level: str | None, is_speech: bool) -> EvalResult:
-    details = f"{figure.decoding}{f', normaliser {level}' if level and is_speech else ''}"
+def _eval_result(figure: Figure, level: str | None, task: str) -> EvalResult:
+    details = figure.decoding
+    if level and figure.decoding in (CTC, LM):
+        details += f", normaliser {level}"
     return EvalResult(
-        task_type=SPEECH if is_speech else "feature-extraction",
+        task_type=task,
         dataset_type=figure.dataset,
         dataset_name=figure.dataset,
         metric_type=figure.kind,
@@ -177,42 +216,12 @@ def _eval_result(figure: Figure, level: str | None, is_speech: bool) -> EvalResu
 # --- sections -----------------------------------------------------------------------------------------------------
 
 
-def _summary(model: dict, config: dict, is_adapter: bool) -> str:
-    if is_adapter:
-        return "A LoRA adapter of a NEST-ASR speech recogniser, trained with nest_hf."
-    kind = {
-        "NestForPreTraining": "A NEST speech encoder (FastConformer), pretrained without labels",
-        "NestForCTC": "A speech recogniser: NEST encoder and CTC head",
-        "NestAsrForConditionalGeneration": "NEST-ASR, a speech recogniser: NEST encoder, CTC head, language model",
-    }.get((model.get("architectures") or [""])[0], "A speech model")
-    rate = f", for audio at {config['sampling_rate']} Hz" if config.get("sampling_rate") else ""
-    return f"{kind}{rate}; trained with nest_hf."
+def _rate(config: dict) -> str:
+    return f" It hears audio at {config['sampling_rate']} Hz." if config.get("sampling_rate") else ""
 
 
-def _load_section(repo_id: str, model: dict, config: dict, is_adapter: bool) -> str:
-    if is_adapter:
-        return f"## Use\n\n{_adapter_code(repo_id, config.get('model_name_or_path'))}"
-    if model.get("model_type") == "nest_asr":
-        lines = [
-            "from nest_hf import Transcriber",
-            "",
-            f'print(Transcriber.from_pretrained("{repo_id}")("call.wav")[0].text)',
-        ]
-    elif (model.get("architectures") or [""])[0] == "NestForCTC":
-        lines = [
-            "import nest_hf",
-            "from transformers import pipeline",
-            "",
-            f'print(pipeline("{SPEECH}", model="{repo_id}")("call.wav")["text"])',
-        ]
-    else:
-        lines = [
-            "from nest_hf import NestFeatureExtractor, NestModel",
-            "",
-            f'extractor = NestFeatureExtractor.from_pretrained("{repo_id}")',
-            f'model = NestModel.from_pretrained("{repo_id}")',
-        ]
-    return "\n".join(["## Use", "", "```python", *lines, "```"])
+def _code(lines: str) -> str:
+    return f"```python\n{lines}\n```"
 
 
 def _base_words(base: str | None) -> str:
@@ -222,10 +231,10 @@ def _base_words(base: str | None) -> str:
 def _adapter_code(repo_id: str, base: str | None, subfolder: str | None = None) -> str:
     source = base if is_hub_id(base) else "path/to/" + public_name(base or "base")
     where = f', subfolder="{subfolder}"' if subfolder else ""
-    return (
-        "```python\nfrom nest_hf import NestAsrForConditionalGeneration\nfrom peft import PeftModel\n\n"
+    return _code(
+        "from nest_hf import NestAsrForConditionalGeneration\nfrom peft import PeftModel\n\n"
         f'model = NestAsrForConditionalGeneration.from_pretrained("{source}")\n'
-        f'model = PeftModel.from_pretrained(model, "{repo_id}"{where}).merge_and_unload()\n```'
+        f'model = PeftModel.from_pretrained(model, "{repo_id}"{where}).merge_and_unload()'
     )
 
 

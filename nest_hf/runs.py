@@ -77,7 +77,7 @@ def finish_run(trainer: PlannedTrainer, *, validated: bool, metrics: dict | None
     if args.process_index != 0:
         return False
     report_audio(audio_report, args.output_dir)
-    metrics = {name: value for name, value in metrics.items() if not name.endswith(("_runtime", "_per_second"))}
+    metrics = {name: metrics[name] for name in sorted(metrics) if not name.endswith(("_runtime", "_per_second"))}
     Path(args.output_dir, "eval_results.json").write_text(json.dumps(metrics, indent=2))
     for name, value in metrics.items():
         logger.info("%s: %.6g", name, value)
