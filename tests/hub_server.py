@@ -1,4 +1,4 @@
-"""A small Hub on 127.0.0.1 for tests: repositories of one branch in memory, and the HTTP calls of `huggingface_hub`.
+"""A small Hub on 127.0.0.1 for tests: repositories with branches in memory, and the HTTP calls of `huggingface_hub`.
 
 It checks what it is given (sizes, SHA-256, tokens, parents of commits), answers 404 to calls that it does not know and
 keeps their names in `unknown`. `break_after` makes the network fail: the connection is cut after that many bytes of
@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -33,11 +33,21 @@ class Commit:
 @dataclass
 class Repository:
     private: bool
-    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, list[Commit]]
+
+    @property
+    def commits(self) -> list[Commit]:
+        return self.branches["main"]
 
     @property
     def head(self) -> Commit:
         return self.commits[-1]
+
+    def at(self, revision: str) -> Commit | None:
+        """The head of a branch, or the commit of that SHA."""
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        return next((one for line in self.branches.values() for one in line if one.sha == revision), None)
 
 
 class Cut(Exception):
@@ -173,21 +183,29 @@ class _Handler(BaseHTTPRequestHandler):
         status = 409 if name in self.hub.repositories else 200
         if status == 200:
             first = Commit("initial commit", {".gitattributes": GIT_ATTRIBUTES})
-            self.hub.repositories[name] = Repository(wanted.get("visibility") == "private", [first])
+            self.hub.repositories[name] = Repository(wanted.get("visibility") == "private", {"main": [first]})
         return status, {"url": f"{self.hub.url}/{name}", "name": name, "error": "You already created this repo"}
 
     def validate_yaml(self):
         return 200, {"errors": [], "warnings": []}
 
-    def info(self, repo: str, revision: str = "main"):
+    def branch(self, repo: str, revision: str):
+        repository = self.hub.repositories[repo]
+        if revision in repository.branches:
+            return 409, {"error": "Reference already exists"}
+        repository.branches[revision] = list(repository.commits)
+        return 200, {}
+
+    def info(self, repo: str, revision: str | None = None):
         if (repository := self.hub.repositories.get(repo)) is None:
             return 404, {"error": "Repository not found", "code": "RepoNotFound"}
-        head = repository.head
+        if (head := repository.at(revision or "main")) is None:
+            return 404, {"error": "Revision not found", "code": "RevisionNotFound"}
         siblings = [{"rfilename": path} for path in sorted(head.files)]
         return 200, {"id": repo, "sha": head.sha, "private": repository.private, "siblings": siblings, "tags": []}
 
     def tree(self, repo: str, revision: str, folder: str):
-        head = self.hub.repositories[repo].head
+        head = self.hub.repositories[repo].at(revision)
         inside = f"{folder.strip('/')}/" if folder.strip("/") else ""
         entries = [
             {"type": "file", "path": path, "size": len(data), "oid": git_oid(data), **_lfs(path, data)}
@@ -197,7 +215,7 @@ class _Handler(BaseHTTPRequestHandler):
         return 200, entries
 
     def preupload(self, repo: str, revision: str):
-        head = self.hub.repositories[repo].head
+        head = self.hub.repositories[repo].at(revision)
         files = []
         for file in json.loads(self.body)["files"]:
             old, is_lfs = head.files.get(file["path"]), file["path"].endswith(".safetensors")
@@ -225,12 +243,13 @@ class _Handler(BaseHTTPRequestHandler):
         lines = [json.loads(line) for line in self.body.splitlines()]
         header = lines[0]["value"]
         with self.hub.lock:
-            head = repository.head
+            line = repository.branches[revision]
+            head = line[-1]
             if header.get("parentCommit") not in (None, head.sha):
                 return 412, {"error": "A commit has happened since. Please refresh and try again."}
             files = dict(head.files)
-            for line in lines[1:]:
-                key, value = line["key"], line["value"]
+            for operation in lines[1:]:
+                key, value = operation["key"], operation["value"]
                 if key == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif key == "lfsFile":
@@ -243,14 +262,15 @@ class _Handler(BaseHTTPRequestHandler):
                     del files[value["path"]]
                 else:
                     return 400, {"error": f"unknown operation {key}"}
-            repository.commits.append(Commit(header["summary"], files, head.sha))
-        sha = repository.head.sha
+            line.append(Commit(header["summary"], files, head.sha))
+        sha = line[-1].sha
         return 200, {"success": True, "commitUrl": f"{self.hub.url}/{repo}/commit/{sha}", "commitOid": sha}
 
     def resolve(self, repo: str, revision: str, path: str):
         if (repository := self.hub.repositories.get(repo)) is None:
             return 404, {"error": "Repository not found", "code": "RepoNotFound"}
-        commit = next((one for one in repository.commits if one.sha == revision), repository.head)
+        if (commit := repository.at(revision)) is None:
+            return 404, {"error": "Revision not found", "code": "RevisionNotFound"}
         headers = {"X-Repo-Commit": commit.sha}
         if (data := commit.files.get(path)) is None:
             return 404, {"error": "Entry not found", "code": "EntryNotFound"}, headers
@@ -265,6 +285,7 @@ ROUTES = (
     (("GET",), "/api/agent-harnesses", _Handler.harnesses),
     (("POST",), "/api/repos/create", _Handler.create),
     (("POST",), "/api/validate-yaml", _Handler.validate_yaml),
+    (("POST",), f"/api/models/{REPO}/branch/{REVISION}", _Handler.branch),
     (("GET",), f"/api/models/{REPO}(?:/revision/{REVISION})?", _Handler.info),
     (("GET",), f"/api/models/{REPO}/tree/{REVISION}(?P<folder>(?:/.*)?)", _Handler.tree),
     (("POST",), f"/api/models/{REPO}/preupload/{REVISION}", _Handler.preupload),

@@ -224,9 +224,9 @@ def pushing(hub, tmp_path, monkeypatch):
     out.mkdir()
     make_model(out, seed=0)
 
-    def push(repo_id: str):
+    def push(repo_id: str, **options):
         args = NestTrainingArguments(
-            output_dir=str(out), hub_model_id=repo_id, report_to="none", use_cpu=True, push_to_hub=True
+            output_dir=str(out), hub_model_id=repo_id, report_to="none", use_cpu=True, push_to_hub=True, **options
         )
         return push_run(args, commit_message="NEST pretraining")
 
@@ -302,6 +302,14 @@ def test_the_next_model_replaces_the_last_one_in_one_commit(hub, pushing):
     first, second = hub.repositories["lab/twice"].commits[1:]
     assert len([path for path in first.files if path.endswith(".safetensors")]) == 2
     assert [path for path in second.files if path.endswith(".safetensors")] == ["model-00001-of-00001.safetensors"]
+
+
+def test_a_revision_is_a_branch_and_privacy_is_asked_for(hub, pushing):
+    for _ in range(2):
+        pushing("lab/branched", hub_revision="8khz", hub_private_repo=True)
+    repository = hub.repositories["lab/branched"]
+    assert repository.private and [len(commits) for commits in repository.branches.values()] == [1, 2]
+    assert "config.json" in repository.at("8khz").files
 
 
 def test_somebody_elses_commit_in_between_is_not_built_upon(hub, pushing, monkeypatch):
