@@ -21,7 +21,8 @@ RATE = 16000  # Hz, of the recognisers
 MAX_CLIP_S = 60.0
 BINS = 96  # rows of a spectrogram
 MAX_FRAMES = 1000
-RANGE_DB = 70.0  # below the loudest point, which is black
+RANGE_DB = 70.0  # below the loudest point, down to which there is a grey
+SILENCE_DB = 0.0  # of a point (a sine at full scale has about 40), below which nothing is made louder
 
 
 def has_channel(settings: Mapping) -> bool:
@@ -98,7 +99,7 @@ def link_to(row: Mapping, page: Path) -> str:
     except ValueError:  # another drive
         address = audio.as_uri()
     if row.get("offset_s") and row.get("duration_s"):
-        address += f"#t={row['offset_s']:g},{row['offset_s'] + row['duration_s']:g}"
+        address += f"#t={row['offset_s']:.10g},{row['offset_s'] + row['duration_s']:.10g}"
     return address
 
 
@@ -119,7 +120,8 @@ def spectrogram_png(wave: np.ndarray, sampling_rate: int) -> bytes:
     edges = np.linspace(0, size // 2, BINS + 1).astype(int)
     rows = np.add.reduceat(power[:, :-1], edges[:-1], axis=1) / np.diff(edges)  # (frames, BINS)
     level = 10 * np.log10(rows + 1e-12)
-    shade = np.clip((level - level.max()) / RANGE_DB + 1, 0, 1)
+    top = max(float(level.max()), SILENCE_DB)
+    shade = np.clip((level - top) / RANGE_DB + 1, 0, 1)
     return grey_png(np.round(15 * shade).astype(np.uint8).T[::-1])
 
 
