@@ -41,12 +41,13 @@ def hide_token(args: TrainingArguments) -> None:
     args.hub_token = None
 
 
-def create_repository(args: TrainingArguments) -> str:
+def create_repository(args: TrainingArguments, *, remedy: str | None = None) -> str:
     """
     Creates the run's repository, if it is not there.
 
     Args:
         args (`TrainingArguments`): `hub_model_id` (the name of `output_dir` where not given), `hub_private_repo`.
+        remedy (`str`, *optional*): What to do where it fails; before training by default.
 
     Returns:
         `str`: Its id, with the namespace.
@@ -55,7 +56,7 @@ def create_repository(args: TrainingArguments) -> str:
         OSError: in one line, where the Hub refuses or cannot be reached.
     """
     name = args.hub_model_id or Path(args.output_dir).absolute().name
-    remedy = f"Nothing is lost in {args.output_dir}; then give the same command again, or leave out `push_to_hub`."
+    remedy = remedy or "Training has not begun; give the same command again, or leave out `push_to_hub`."
     url = _attempt(lambda: HfApi().create_repo(name, private=args.hub_private_repo, exist_ok=True), name, remedy)
     return url.repo_id
 
@@ -75,9 +76,9 @@ def push_run(args: TrainingArguments, *, commit_message: str) -> CommitInfo | No
     if args.process_index != 0:
         return None
     folder = Path(args.output_dir)
-    repo_id = create_repository(args)
-    write_model_cards(folder, repo_id=repo_id, licence=args.hub_license)
     remedy = f"The whole model is in {folder}; give the same command again to push it."
+    repo_id = create_repository(args, remedy=remedy)
+    write_model_cards(folder, repo_id=repo_id, licence=args.hub_license)
     commit = _attempt(lambda: _commit(folder, repo_id, args.hub_revision, commit_message), repo_id, remedy)
     logger.info("pushed to %s", commit.commit_url)
     return commit
