@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 logger = logging.getLogger(__name__)
 
 FOLDER = "best"
+TIMINGS = ("_runtime", "_per_second")
 
 
 def average_checkpoints(paths: Sequence[str | Path]) -> dict[str, torch.Tensor]:
@@ -70,12 +71,14 @@ class BestModels(TrainerCallback):
     Args:
         trainer: A [`FinetuneTrainer`]; knows `trained_state()`.
         metric (`str`): Such as `"eval_calls_cer"`; lower is better.
+        set_name (`str`): The validation set that it is of, `"calls"`.
         number (`int`): Kept at most.
         patience (`int`, *optional*): Validations without a better one after which training ends.
     """
 
-    def __init__(self, trainer, *, metric: str, number: int, patience: int | None = None):
+    def __init__(self, trainer, *, metric: str, set_name: str, number: int, patience: int | None = None):
         self.trainer, self.metric, self.number, self.patience = trainer, metric, number, patience
+        self.prefix = f"eval_{set_name}_"
         self.folder = Path(trainer.args.output_dir, FOLDER)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -83,7 +86,12 @@ class BestModels(TrainerCallback):
             control.should_evaluate = True
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        if self.metric not in metrics or not self.trainer.is_in_train:
+        if not self.trainer.is_in_train:
+            return
+        if self.metric not in metrics:
+            if any(key.startswith(self.prefix) for key in metrics):
+                known = ", ".join(key for key in metrics if key.startswith(self.prefix) and not key.endswith(TIMINGS))
+                raise ValueError(f"`metric_for_best_model` {self.metric} is not among the metrics: {known}.")
             return
         if state.global_step in self._ranked(state.log_history)[: self.number] and state.global_step > 0:
             tensors = self.trainer.trained_state()  # every process takes part

@@ -128,8 +128,13 @@ def finetune(
 
     # 4. trainer
     best_metric = args.metric_for_best_model or ("cer" if args.predict_with_generate and is_asr else "ctc_cer")
-    if not best_metric.startswith("eval_"):
-        best_metric = f"eval_{next(iter(eval_sets), '')}_{best_metric}"
+    if best_metric.endswith("accuracy"):
+        raise ValueError(f"`metric_for_best_model` is {best_metric}, but lower must be better; choose an error rate.")
+    # `cer` is that of the first set; longer names of sets first, since one may begin with another
+    best_metric = best_metric.removeprefix("eval_")
+    named = [name for name in sorted(eval_sets, key=len, reverse=True) if best_metric.startswith(f"{name}_")]
+    best_set = next(iter([*named, *eval_sets]), "")
+    best_metric = f"eval_{best_set}_{best_metric.removeprefix(f'{best_set}_')}"
     args.metric_for_best_model = None  # of Trainer's own choice between whole checkpoints
     trainer = FinetuneTrainer(
         model=model,
@@ -152,7 +157,11 @@ def finetune(
         check_losses(model)
     if args.keep_best:
         trainer.best_models = BestModels(
-            trainer, metric=best_metric, number=args.keep_best, patience=args.early_stopping_patience
+            trainer,
+            metric=best_metric,
+            set_name=best_set,
+            number=args.keep_best,
+            patience=args.early_stopping_patience,
         )
         trainer.add_callback(trainer.best_models)
     torch.manual_seed(args.seed + args.process_index)  # dropout differs between processes
