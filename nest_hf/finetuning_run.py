@@ -24,15 +24,11 @@ from .hub import push_run
 from .lora import LoraSettings, add_lora, save_adapted
 from .parsing import resolved, save_resolved
 from .probe import probe_longest
-from .runs import finish_run, start_run
+from .runs import changed_options, finish_run, start_run
 
 logger = logging.getLogger(__name__)
 
 BEGUN = "begun.json"
-NOT_IN_THE_RESULT = (
-    *("dataloader_", "logging_", "num_threads", "report_to", "disable_tqdm", "run_name", "probe", "max_memory_gb"),
-    *("log_level", "auto_resume", "resume_from_checkpoint", "push_to_hub", "hub_", "save_total_limit", "overwrite"),
-)
 
 
 @dataclass
@@ -186,12 +182,6 @@ def finetune(
     if args.push_to_hub:
         push_run(args, commit_message="NEST finetuning")
     return json.loads(Path(args.output_dir, "eval_results.json").read_text())
-
-
-def changed_options(then: dict, now: dict) -> list[str]:
-    """Options that differ and that change the result, each with its value then and now."""
-    names = sorted(name for name in then.keys() | now.keys() if not name.startswith(NOT_IN_THE_RESULT))
-    return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]
 
 
 def _completed(args: FinetuneTrainingArguments, config: dict) -> dict[str, float] | None:

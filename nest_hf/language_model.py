@@ -23,18 +23,20 @@ from .arguments import NestTrainingArguments
 from .asr_prompt import Request
 from .callbacks import TrainLogCallback
 from .chat_tokenizer import build_chat_tokenizer
+from .data.audio_encoding import write_whole
 from .data.batching import ExampleKey, TokenBudgetBatchSampler
 from .data.seeding import generator_of
 from .feature_extraction_nest import NestFeatureExtractor
 from .hub import push_run
-from .parsing import check_keys, save_resolved
+from .parsing import check_keys, resolved, save_resolved
 from .planned_trainer import PlannedTrainer
 from .processing_nest_asr import NestAsrProcessor
-from .runs import finish_run, start_run
+from .runs import changed_options, finish_run, start_run
 from .text import LEVELS, normalize
 
 logger = logging.getLogger(__name__)
 
+RECORD = "language_model.json"
 SMALL = {
     **{"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "head_dim": 64},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048},
@@ -226,7 +228,12 @@ def train_language_model(arguments: LanguageModelArguments, args: LanguageModelT
         args ([`LanguageModelTrainingArguments`]): How.
     """
     # 1. texts, tokenizer, model
+    config = resolved(arguments, args)
+    record = Path(args.output_dir, RECORD)
     resume = start_run(args)
+    if record.is_file() and not changed_options(json.loads(record.read_text())["config"], config):
+        logger.info("%s is complete (%s); nothing to do", args.output_dir, RECORD)
+        return
     sentences = read_sentences(arguments.text, arguments.text_level)
     held_out = read_sentences(arguments.eval_text, arguments.text_level) if arguments.eval_text else []
     if arguments.model_name_or_path:
@@ -278,8 +285,8 @@ def train_language_model(arguments: LanguageModelArguments, args: LanguageModelT
         logger.info("output: %s", args.output_dir)
     trainer.train(resume_from_checkpoint=resume)
     if finish_run(trainer, validated=bool(eval_sets)):
-        record = {"sentences": len(train), "updates": trainer.state.global_step}
-        Path(args.output_dir, "language_model.json").write_text(json.dumps(record, indent=1))
+        made = {"sentences": len(train), "updates": trainer.state.global_step, "config": config}
+        write_whole(record, json.dumps(made, indent=1, ensure_ascii=False).encode())
         logger.info('    AutoModelForCausalLM.from_pretrained("%s")   # of transformers', args.output_dir)
     trainer.accelerator.wait_for_everyone()
     if args.push_to_hub:

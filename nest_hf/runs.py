@@ -16,6 +16,11 @@ from .planned_trainer import PlannedTrainer, last_complete_checkpoint
 
 logger = logging.getLogger(__name__)
 
+NOT_IN_THE_RESULT = (
+    *("dataloader_", "logging_", "num_threads", "report_to", "disable_tqdm", "run_name", "probe", "max_memory_gb"),
+    *("log_level", "auto_resume", "resume_from_checkpoint", "push_to_hub", "hub_", "save_total_limit", "overwrite"),
+)
+
 
 def start_run(args: TrainingArguments) -> str | None:
     """
@@ -83,3 +88,9 @@ def finish_run(trainer: PlannedTrainer, *, validated: bool, metrics: dict | None
         logger.info("%s: %.6g", name, value)
     logger.info("\nthe model is in %s; load it with", args.output_dir)
     return True
+
+
+def changed_options(then: dict, now: dict) -> list[str]:
+    """Options that differ and that change the result, each with its value then and now."""
+    names = sorted(name for name in then.keys() | now.keys() if not name.startswith(NOT_IN_THE_RESULT))
+    return [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]

@@ -24,11 +24,12 @@ from string import Template
 
 from .evaluation_run import EvaluationArguments, evaluate
 from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
-from .finetuning_run import changed_options, finetune
+from .finetuning_run import finetune
 from .handover import read_record, verify, write_pointer
 from .language_model import LanguageModelArguments, LanguageModelTrainingArguments, train_language_model
 from .parsing import arguments_of, check_keys, read_yaml, resolved
 from .preparation_run import PreparationArguments, prepare
+from .runs import changed_options
 
 logger = logging.getLogger(__name__)
 

@@ -90,6 +90,9 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_and_loads(run, tmp_path):
     parts = run(*options, "--max_steps", 4, out="parts")
     first, second = load_file(whole / "model.safetensors"), load_file(parts / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
+    before = (whole / "model.safetensors").stat().st_mtime_ns
+    run(*options, "--max_steps", 4, out="whole")  # complete: nothing is done again
+    assert (whole / "model.safetensors").stat().st_mtime_ns == before
     tokenizer, model = AutoTokenizer.from_pretrained(whole), AutoModelForCausalLM.from_pretrained(whole)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer)
     assert tokenizer.decode(tokenizer("我要办理业务", add_special_tokens=False).input_ids) == "我要办理业务"
