@@ -22,8 +22,8 @@ from .freezing import FreezingCallback
 from .handover import RECORD, read_record, verify, write_record
 from .hub import push_run
 from .lora import LoraSettings, add_lora, save_adapted
+from .memory_probe import probe_longest
 from .parsing import resolved, save_resolved
-from .probe import probe_longest
 from .runs import changed_options, finish_run, start_run
 
 logger = logging.getLogger(__name__)

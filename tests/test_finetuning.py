@@ -23,9 +23,9 @@ from nest_hf.data.labelled import (
 from nest_hf.finetuning import FinetuneTrainer, text_metrics
 from nest_hf.finetuning_arguments import FinetuneTrainingArguments
 from nest_hf.guards import blank_statistics, guard_text
+from nest_hf.memory_probe import probe_longest
 from nest_hf.modeling_nest import NestForCTC, NestModel
 from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration
-from nest_hf.probe import probe_longest
 from nest_hf.processing_nest_asr import NestAsrProcessor
 
 STILL = {"dropout": 0.0, "hidden_dropout": 0.0, "activation_dropout": 0.0, "attention_dropout": 0.0}
@@ -196,7 +196,7 @@ def test_the_probe_leaves_no_trace(labelled, tmp_path):
 
 def test_a_batch_that_does_not_fit_names_the_largest_budget_that_does(labelled, tmp_path, monkeypatch):
     """Memory that grows in a straight line with the padded size: 1 GB and 0.1 GB per second."""
-    import nest_hf.probe as probe
+    import nest_hf.memory_probe as probe
 
     plan = TokenBudgetBatchSampler(labelled.rows["duration"][:], budget=15.0)
     trainer = trainer_of("ctc", labelled, tmp_path, plan)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nest_hf import probe
+from nest_hf import memory_probe
 from nest_hf.data import TokenBudgetBatchSampler
 
 
@@ -40,14 +40,14 @@ def trainer_of(lengths, *, accumulation=1, **plan):
 def test_the_largest_padded_batch_is_tried_after_a_quarter_of_it(seed):
     trainer, seen = trainer_of([1, 1, 1, 1, 2, 2, 9, 1], batch_size=4, shuffle=True, seed=seed), []
     trainer.compute_loss = lambda model, inputs: seen.append(len(inputs)) or model(inputs)
-    found = probe.probe_longest(trainer, unit="seconds")
+    found = memory_probe.probe_longest(trainer, unit="seconds")
     assert (seen, found.num_examples, found.size) == ([1, 4], 4, 36.0)
 
 
 def test_gradients_that_wait_for_more_batches_count():
     for accumulation, waiting in ((1, False), (2, True)):
         trainer = trainer_of([1.0, 1.0], accumulation=accumulation, batch_size=2)
-        probe.probe_longest(trainer, unit="seconds")
+        memory_probe.probe_longest(trainer, unit="seconds")
         assert trainer.model.found_gradients == [[waiting, waiting, False, False]] * 2
         assert all(p.grad is None for p in trainer.model.parameters())
 
@@ -61,13 +61,13 @@ def test_a_gpu_that_runs_out_of_memory_is_answered_with_what_fits(monkeypatch, g
     def run(trainer, batch, size):
         if 1 + 0.1 * size > 2:
             raise torch.OutOfMemoryError("no memory")
-        return probe.Probe(size, len(batch), 1 + 0.1 * size, 1.0)
+        return memory_probe.Probe(size, len(batch), 1 + 0.1 * size, 1.0)
 
-    monkeypatch.setattr(probe, "_run", run)
+    monkeypatch.setattr(memory_probe, "_run", run)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     there = SimpleNamespace(total_memory=2 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
     trainer = trainer_of([1.0] * 16, budget=16.0)
     fits = 0.95 * (10 if given is None else 5)
     with pytest.raises(ValueError, match=f"{limit} the largest `batch_budget` that fits is about {fits:g},"):
-        probe.probe_longest(trainer, unit="seconds", max_memory_gb=given)
+        memory_probe.probe_longest(trainer, unit="seconds", max_memory_gb=given)
