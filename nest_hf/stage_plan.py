@@ -67,7 +67,7 @@ def describe_stages(recipe: Recipe, stages: list[Stage], *, estimate: bool = Tru
         hours = float(np.sum(data.train.rows["duration"][:])) / 3600
         begun = "goes on" if any(Path(stage.folder).glob("checkpoint-*")) else "to do"
         line = f"stage {stage.number} {stage.name}: {begun}; {hours:.2f} h in {len(data.train.rows)} recordings"
-        if estimate and model is None and _is_there(model_args):
+        if estimate and model is None and _is_there(model_args, recipe):
             model = load_recogniser(model_args, data.train.ctc_texts)
         if model is not None:
             updates, seconds = _time(*model, model_args, data_args, args, data)
@@ -76,10 +76,11 @@ def describe_stages(recipe: Recipe, stages: list[Stage], *, estimate: bool = Tru
     return lines
 
 
-def _is_there(model_args) -> bool:
-    """Whether the model can be loaded now: not where an earlier stage has to make it first."""
-    source = model_args.model_name_or_path
-    return source is None or Path(source, "config.json").is_file() or not Path(source).parent.is_dir()
+def _is_there(model_args, recipe: Recipe) -> bool:
+    """Whether the model can be loaded now: not where an earlier stage has to make it, or a part of it, first."""
+    sources = (model_args.model_name_or_path, model_args.audio_tower, model_args.language_model)
+    made_here = [Path(source) for source in sources if source and source.startswith(str(recipe.output_dir))]
+    return all((folder / "config.json").is_file() for folder in made_here)
 
 
 def _time(model, processor, model_args, data_args, args, data: FinetuneData) -> tuple[int, float]:

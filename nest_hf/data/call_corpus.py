@@ -76,7 +76,7 @@ def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> l
     Args:
         rng (`np.random.Generator`): Of all draws.
         number (`int`): Of sentences; each unseen keyword occurs from 50 on.
-        known (`set[str]`): Texts of training.
+        known (`set[str]`): Texts of training and of other sets; those drawn are added.
     """
     unseen = [keyword for words in UNSEEN_KEYWORDS.values() for keyword in words]
     sentences = []
@@ -89,6 +89,7 @@ def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> l
 def _draw_new(rng: np.random.Generator, known: set[str], **choice) -> Sentence:
     while (sentence := draw_sentence(rng, **choice)).text in known:
         pass
+    known.add(sentence.text)
     return sentence
 
 
@@ -99,7 +100,7 @@ def plan_corpus(
     Who says what: the utterances of each of `SETS`, and the texts for a language model.
 
     Validation sets are half as large as test sets and use seen templates and keywords. No sentence of validation or
-    test occurs in training or in the texts for a language model.
+    test occurs in training, in another of these sets, or in the texts for a language model.
     """
     speakers = draw_speakers(seed)
     lm_rng = np.random.default_rng([seed, 1])
@@ -113,8 +114,12 @@ def plan_corpus(
 
         def add(sentence: Sentence, name: str = name, rng=rng, voices=voices) -> float:
             voice = voices[rng.integers(len(voices))]
-            jitter = rng.integers([-8, -5], [9, 6]).tolist()  # nobody speaks at one rate and pitch all day
-            voice = voice._replace(words_per_minute=voice.words_per_minute + jitter[0], pitch=voice.pitch + jitter[1])
+            if split_of(name) == "train":  # the whole range, so that 14 variants are more than 14 voices
+                rate, pitch = rng.integers([157, 25], [219, 76]).tolist()
+            else:  # nobody speaks at one rate and pitch all day
+                jitter = rng.integers([-8, -5], [9, 6]).tolist()
+                rate, pitch = voice.words_per_minute + jitter[0], voice.pitch + jitter[1]
+            voice = voice._replace(words_per_minute=rate, pitch=pitch)
             plan[name].append(Utterance(f"{name}-{len(plan[name]):05d}", sentence, voice))
             return plan[name][-1].expected_s
 
