@@ -13,9 +13,11 @@ from .bootstrap import bootstrap_interval
 from .data.audio_encoding import write_whole
 from .error_rates import character_errors
 from .hypotheses import read_hypotheses
+from .listening import heard_in_silence, swapped_cer
+from .recognisers import open_recogniser
 from .scoring_run import ScoringArguments, score
 from .text_table import percent, text_table
-from .transcription_run import TranscriptionArguments, transcribe
+from .transcription_run import DTYPES, TranscriptionArguments, transcribe
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,9 @@ class EvaluationArguments:
     by: list[str] | None = HfArg(default=None, help="Tables by columns: speaker, duration_s, snr_db ...")
     num_beams: int = HfArg(default=1, help="Beams of the language model.")
     hotwords: str | None = HfArg(default=None, help="A file of words that may be said.")
+    listening: bool = HfArg(
+        default=False, help="Also the CER with recordings swapped for others as long, and what is heard in silence."
+    )
     language: str | None = HfArg(default=None, help="Of the speech.")
     batch_duration_s: float = HfArg(default=160.0, help="Seconds of a batch.")
     dtype: str = HfArg(default="float32", help="Of the weights: float32, float16 or bfloat16.")
@@ -89,6 +94,11 @@ def evaluate(args: EvaluationArguments) -> None:
         rates["ctc_cer"] = _ctc(hypotheses[target][system], args.level)
         if others:
             rates["retention_cer"] = _rate(metrics["retention"]["systems"][system]["cer"], "cer")
+        if args.listening:
+            swapped, _ = swapped_cer(read_hypotheses(hypotheses[target][system]), level=args.level)
+            silence = heard_in_silence(open_recogniser(args.systems[system], dtype=DTYPES[args.dtype], device=device))
+            rates["swapped_cer"] = {"value": swapped, "interval": None}
+            rates["texts_in_silence"] = f"{sum(map(bool, silence))} of {len(silence)}"
         summary[system] = rates
     print(f"\n{summary_table(summary, target, others)}\n")
     write_whole(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
@@ -115,13 +125,17 @@ def _ctc(path: Path, level: str) -> dict | None:
 
 def summary_table(summary: dict, target: str, others: list[str]) -> str:
     """The rates of each system in percent."""
-    names = ["cer", "mer", "wer", "kwer", "ctc_cer", *(["retention_cer"] if others else [])]
-    heads = ["CER", "MER", "WER", "KWER", "CER (CTC)", *([f"CER {others[0]}"] if others else [])]
-    rows = [
-        [system, *("-" if rates[name] is None else percent(rates[name]["value"]) for name in names)]
-        for system, rates in summary.items()
-    ]
-    return text_table([f"{target}, %", *heads], rows)
+    columns = {"cer": "CER", "mer": "MER", "wer": "WER", "kwer": "KWER", "ctc_cer": "CER (CTC)"}
+    if others:
+        columns["retention_cer"] = f"CER {others[0]}"
+    if any("swapped_cer" in rates for rates in summary.values()):
+        columns |= {"swapped_cer": "CER swapped", "texts_in_silence": "texts in silence"}
+    rows = [[system, *(_cell(rates.get(name)) for name in columns)] for system, rates in summary.items()]
+    return text_table([f"{target}, %", *columns.values()], rows)
+
+
+def _cell(value: dict | str | None) -> str:
+    return "-" if value is None else value if isinstance(value, str) else percent(value["value"])
 
 
 __all__ = ["EvaluationArguments", "evaluate", "summary_table"]
