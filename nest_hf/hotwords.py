@@ -4,7 +4,8 @@ Every hotword is searched for at every position of the CTC posteriors (keyword s
 beginning and end), all of them at once. A path is scored relative to the best path over the same frames: 0 where
 greedy decoding itself writes the hotword, and the more negative the less the posteriors admit it.
 
-Dimensions: B utterances, T frames, V classes with the blank, W hotwords, U classes of their tokens.
+Dimensions: B utterances, T frames, V classes with the blank, W hotwords, C of them that are searched for, S states and
+U classes of these.
 """
 
 import logging
@@ -87,11 +88,8 @@ class HotwordFilter:
             )  # fmt: skip
         # The lattice lies in one vector: of each word a start state and its tokens; "one state back" is a shift.
         self.num_tokens = np.array([sum(token != WILDCARD for token in row) for row in rows], dtype=np.float32)
-        self.ends = np.cumsum([len(row) + 1 for row in rows], dtype=np.int64) - 1  # last state of every word
-        states = np.array([token for row in rows for token in [START, *row]], dtype=np.int64)
-        self.classes, self.columns = np.unique(states, return_inverse=True)  # START and WILDCARD come first
-        repeated = (states[1:] == states[:-1]) & (states[1:] >= 0)
-        self.step = np.where(repeated, -np.inf, 0.0).astype(np.float32)  # a repeated token needs a blank in between
+        self.sizes = np.array([len(row) + 1 for row in rows], dtype=np.int64)  # states of every word
+        self.states = np.array([token for row in rows for token in [START, *row]], dtype=np.int64)
 
     def __call__(
         self,
@@ -116,74 +114,91 @@ class HotwordFilter:
         if max_hotwords < 1:
             raise ValueError(f"`max_hotwords` is {max_hotwords}; it must be 1 or more.")
         found = []
-        for scores, ends in zip(*self._search(log_probs, lengths), strict=True):
+        words, *results = self._search(log_probs, lengths, threshold)
+        num_tokens = self.num_tokens[words]
+        for scores, ends in zip(*results, strict=True):
             kept = np.flatnonzero(scores >= threshold)
-            kept = kept[~_outdone(scores[kept] * self.num_tokens[kept], ends[kept], self.num_tokens[kept])]
+            kept = kept[~_outdone(scores[kept] * num_tokens[kept], ends[kept], num_tokens[kept])]
             # of equal scores the longer word first, then the earlier one of the list
-            order = kept[np.lexsort((-self.num_tokens[kept], -scores[kept].round(3)))]
-            found.append([FoundHotword(self.hotwords[w], float(scores[w])) for w in order[:max_hotwords]])
+            order = kept[np.lexsort((-num_tokens[kept], -scores[kept].round(3)))]
+            found.append([FoundHotword(self.hotwords[words[n]], float(scores[n])) for n in order[:max_hotwords]])
         return found
 
     def score(self, log_probs: torch.Tensor, lengths: torch.Tensor | None = None) -> np.ndarray:
         """`(B, T, V)`, `(B,)` -> float32 scores `(B, W)` of `self.hotwords`, nats per token."""
-        return self._search(log_probs, lengths)[0]
+        return self._search(log_probs, lengths, -np.inf)[1]
 
     @torch.inference_mode()
-    def _search(self, log_probs: torch.Tensor, lengths: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores `(B, W)`, and the frames in which the best alignments end."""
+    def _search(self, log_probs: torch.Tensor, lengths: torch.Tensor | None, threshold: float):
+        """Indices `(C,)` of words that may reach `threshold`, and `(B, C)`: their scores, the frames they end in."""
         path = best_path(log_probs, lengths, blank_id=self.blank_id)
         batch, num_frames, num_classes = log_probs.shape
         if not (batch and num_frames and self.hotwords):
             size = (batch, len(self.hotwords))
-            return np.full(size, LOWEST, dtype=np.float32), np.zeros(size, dtype=np.int64)
-        if self.classes[-1] >= num_classes:
+            return np.arange(size[1]), np.full(size, LOWEST, dtype=np.float32), np.zeros(size, dtype=np.int64)
+        if self.states.max() >= num_classes:
             raise ValueError(
-                f"`tokenizer` gives token {self.classes[-1]}, but `log_probs` has {num_classes} classes; use the "
+                f"`tokenizer` gives token {self.states.max()}, but `log_probs` has {num_classes} classes; use the "
                 "tokenizer that the CTC head was trained with."
             )
-        # Only the classes of the list are copied to the CPU, relative to the best class of each frame.
-        classes = torch.from_numpy(self.classes).to(log_probs.device)
-        relative = log_probs[..., classes.clamp_min(0)].float() - path.log_probs[..., None].float()
-        wildcard = torch.where(path.ids == self.blank_id, WILDCARD_ON_BLANK, 0.0)
-        relative = torch.where(classes == WILDCARD, wildcard[..., None], relative)
-        beyond = torch.arange(num_frames, device=classes.device) >= path.lengths[:, None]
+        beyond = torch.arange(num_frames, device=log_probs.device) >= path.lengths[:, None]
+        relative = log_probs.float() - path.log_probs[..., None].float()
         relative = relative.masked_fill_(beyond[..., None], LOWEST).clamp_min_(LOWEST)
-        relative.masked_fill_(classes == START, 0.0)
-        blank = log_probs[..., self.blank_id].float() - path.log_probs.float()
-        blank = blank.masked_fill_(beyond, LOWEST).clamp_min_(LOWEST)
-        relative, blank = (values.movedim(0, -1).contiguous().cpu().numpy() for values in (relative, blank))
-        totals, ends = self._spot(relative, blank)
-        return (totals / self.num_tokens[:, None]).T, ends.T
 
-    def _spot(self, relative: np.ndarray, blank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        # Most words have a token that is likely nowhere. A path holds every token in one frame at least, and no frame
+        # adds more than 0, so that the highest values of the tokens bound the score.
+        peaks = relative.amax(1).cpu().numpy()[:, self.states.clip(0)]
+        peaks[:, self.states < 0] = 0.0
+        bounds = np.add.reduceat(peaks, self.sizes.cumsum() - self.sizes, axis=1) / self.num_tokens
+        is_candidate = bounds.max(0) >= threshold - 1e-3  # sums in another order
+        words, states = is_candidate.nonzero()[0], self.states[is_candidate.repeat(self.sizes)]
+
+        # only the classes of candidates are copied to the CPU; START and WILDCARD come first
+        classes, columns = np.unique(states, return_inverse=True)
+        blank = relative[..., self.blank_id]
+        wildcard = torch.where(path.ids == self.blank_id, WILDCARD_ON_BLANK, 0.0).masked_fill_(beyond, LOWEST)
+        emissions = relative[..., torch.from_numpy(classes).clamp_min(0).to(relative.device)]
+        emissions[..., torch.from_numpy(classes == WILDCARD)] = wildcard[..., None]
+        emissions[..., torch.from_numpy(classes == START)] = 0.0
+        emissions, blank = (values.movedim(0, -1).contiguous().cpu().numpy() for values in (emissions, blank))
+        totals, ends = self._spot(emissions, blank, states, columns)
+        return words, (totals / self.num_tokens[words, None]).T, ends.T
+
+    def _spot(self, emissions: np.ndarray, blank: np.ndarray, states: np.ndarray, columns: np.ndarray):
         """
         The best path through every word, by one pass over the frames.
 
         Args:
-            relative (`np.ndarray` of shape `(T, U, B)`): Relative log-probabilities of `self.classes`.
+            emissions (`np.ndarray` of shape `(T, U, B)`): Relative log-probabilities of the classes.
             blank (`np.ndarray` of shape `(T, B)`): Those of the blank.
+            states (`np.ndarray` of shape `(S,)`): `START` and the tokens of each of C words, one after the other.
+            columns (`np.ndarray` of shape `(S,)`): Which of the U classes each state is.
 
         Returns:
-            Two `np.ndarray` of shape `(W, B)`: Sums along the path, at most 0, and the frames in which it ends.
+            Two `np.ndarray` of shape `(C, B)`: Sums along the path, at most 0, and the frames in which it ends.
         """
+        repeated = (states[1:] == states[:-1]) & (states[1:] >= 0)
+        step = np.where(repeated, -np.inf, 0.0).astype(np.float32)[:, None]  # needs a blank in between
+        is_last = np.append(states[1:] == START, True)[: len(states)]
         # Score of the best path that ends in each state, and in the blank behind it. A start state is always at 0:
-        # no sum exceeds that, and its column of `relative` is 0.
-        size = (len(self.columns), relative.shape[2])
+        # no sum exceeds that, and its emission is 0.
+        size = (len(states), blank.shape[1])
         token = np.full(size, -np.inf, dtype=np.float32)
-        token[self.columns == 0] = 0.0
+        token[states == START] = 0.0
         after = np.full(size, -np.inf, dtype=np.float32)
-        best = np.full((len(self.ends), size[1]), -np.inf, dtype=np.float32)
+        best = np.full((is_last.sum(), size[1]), -np.inf, dtype=np.float32)
         last = np.zeros(best.shape, dtype=np.int64)
-        step, arriving, emission = self.step[:, None], np.empty_like(token[1:]), np.empty_like(token)
-        for number, (frame, blank_value) in enumerate(zip(relative, blank, strict=True)):
+        arriving, emission = np.empty_like(token[1:]), np.empty_like(token)
+        for number, (frame, blank_value) in enumerate(zip(emissions, blank, strict=True)):
             np.add(token[:-1], step, out=arriving)
             np.maximum(arriving, after[:-1], out=arriving)
             np.maximum(after, token, out=after)
             after += blank_value
             np.maximum(token[1:], arriving, out=token[1:])
-            token += np.take(frame, self.columns, axis=0, out=emission, mode="clip")  # indices need no check
-            last[token[self.ends] > best] = number
-            np.maximum(best, token[self.ends], out=best)
+            token += np.take(frame, columns, axis=0, out=emission, mode="clip")  # indices need no check
+            ended = token[is_last]
+            last[ended > best] = number
+            np.maximum(best, ended, out=best)
         return best, last
 
 

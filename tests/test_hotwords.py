@@ -124,6 +124,22 @@ def test_words_at_other_places_and_longer_words_are_not_outdone():
     assert found(["们去公园", "我去公园"], misheard)[0] == ["我去公园"]
 
 
+def test_words_that_are_not_searched_for_score_below_the_threshold():
+    log_probs = 6 * torch.randn(3, 8, CLASSES, generator=torch.Generator().manual_seed(0))
+    log_probs, lengths = log_probs.log_softmax(-1), torch.tensor([8, 3, 0])
+    characters = [token for token in TOKENIZER.get_vocab() if len(token) == 1 and token != "|"]
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice([*characters, "X"], rng.integers(1, 6))) for _ in range(300)]
+    hotword_filter = HotwordFilter(words, TOKENIZER, blank_id=0)
+    scores = hotword_filter.score(log_probs, lengths)
+    assert scores.shape == (3, len(hotword_filter.hotwords))
+    for threshold in (-0.1, -0.5, -2.0):
+        words, searched, _ = hotword_filter._search(log_probs, lengths, threshold)
+        left_out = np.setdiff1d(np.arange(scores.shape[1]), words)
+        assert len(left_out) and scores[:, left_out].max() < threshold
+        assert searched == pytest.approx(scores[:, words], abs=1e-5)
+
+
 def test_empty_lists_batches_and_utterances():
     assert found([], saying("公", [1])) == [[]]
     assert found(["公园"], torch.zeros(0, 5, CLASSES)) == []
