@@ -19,6 +19,7 @@ from .configuration_nest_asr import num_encoder_frames
 from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
 from .guards import GuardDecision, GuardSettings, blank_statistics, guard_text, is_silence, max_new_tokens
 from .hotwords import HotwordFilter
+from .prompt_heads import PromptHeads
 from .timestamps import TimedText, character_timestamps
 
 MODES = ("lm", "ctc")
@@ -178,6 +179,7 @@ class BatchDecoder:
         *,
         hotwords: HotwordFilter | Sequence[str] = (),
         timed: Sequence[str] = (),
+        prompt_heads: PromptHeads | None = None,
     ) -> list[DecodedAudio]:
         """
         Args:
@@ -186,6 +188,7 @@ class BatchDecoder:
             hotwords ([`~hotwords.HotwordFilter`] or `Sequence[str]`, *optional*):
                 Picks those of each prompt; or the words of all prompts.
             timed (`Sequence[str]`, *optional*): Of `"text"`, `"lm_text"`, `"ctc_text"`, whose characters get times.
+            prompt_heads ([`~prompt_heads.PromptHeads`], *optional*): Of earlier batches with the same weights.
         """
         # 1. encode once, CTC
         encoded, log_probs, lengths, num_audio_tokens = self._encode(waves)
@@ -214,7 +217,8 @@ class BatchDecoder:
             named = [words if row in rows else () for row, words in enumerate(named)]
             seconds = [len(waves[row]) / self.sampling_rate for row in rows]
             chosen = [requests[row]._replace(keywords=named[row]) for row in rows]
-            answers = self._generate(encoded, num_audio_tokens, rows, chosen, seconds)
+            prompt_heads = PromptHeads(self.model) if prompt_heads is None else prompt_heads
+            answers = self._generate(encoded, num_audio_tokens, rows, chosen, seconds, prompt_heads)
             for row, *answer in zip(rows, *answers, strict=True):
                 lm_texts[row], counts[row], limits[row] = answer
 
@@ -273,36 +277,43 @@ class BatchDecoder:
             ids = [row[0].token_ids for row in beams]
         return [ctc_text(self.ctc_tokenizer, row) for row in ids]
 
-    def _generate(self, encoded, num_audio_tokens, rows: list[int], requests: list[Request], seconds: list[float]):
+    def _generate(self, encoded, num_audio_tokens, rows, requests: list[Request], seconds, prompt_heads: PromptHeads):
         """Answers of `rows`, the numbers of their tokens without the end token, and the limits of these."""
         if not rows:
             return [], [], []
-        processor, device = self.processor, self.model.device
+        processor, device, num_beams = self.processor, self.model.device, self.settings.num_beams
         index = torch.tensor(rows, device=device)
         encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
 
-        # prompts, without the features that the processor's call would make once more
-        prompts = processor.with_placeholders(processor.prompts(requests), num_audio_tokens[index].tolist())
-        prompts = [torch.from_numpy(ids) for ids in prompts]
+        # prompts, without the features that the processor's call would make once more: heads, padding, the rest
+        prompts = processor.prompts(requests)
+        heads, cache = prompt_heads(self._heads(requests, prompts), num_beams=num_beams)
+        prompts = processor.with_placeholders(prompts, num_audio_tokens[index].tolist())
+        rests = [ids[len(head) :] for ids, head in zip(prompts, heads, strict=True)]
         pad_token_id = processor.tokenizer.pad_token_id
         pad_token_id = processor.end_token_id if pad_token_id is None else pad_token_id
         options = {"batch_first": True, "padding_side": "left"}
-        input_ids = pad_sequence(prompts, padding_value=pad_token_id, **options).to(device)
-        attention_mask = pad_sequence([torch.ones_like(ids) for ids in prompts], **options).to(device)
+        input_ids, attention_mask = [], []
+        for parts in (heads, rests):
+            parts = [torch.tensor(ids, dtype=torch.long) for ids in parts]
+            input_ids.append(pad_sequence(parts, padding_value=pad_token_id, **options))
+            attention_mask.append(pad_sequence([torch.ones_like(ids) for ids in parts], **options))
+        input_ids, attention_mask = (torch.cat(parts, dim=1).to(device) for parts in (input_ids, attention_mask))
 
         limits = [max_new_tokens(duration_s, tokens_per_s=self.settings.tokens_per_s) for duration_s in seconds]
         end_at_limit = EndAtLimit(
             torch.tensor(limits, device=device),
             prompt_length=input_ids.shape[1],
-            num_beams=self.settings.num_beams,
+            num_beams=num_beams,
             end_token_id=processor.end_token_id,
         )
         sequences = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoded_audio=encoded,
+            past_key_values=cache,
             do_sample=False,
-            num_beams=self.settings.num_beams,
+            num_beams=num_beams,
             max_new_tokens=max(limits) + 1,
             logits_processor=LogitsProcessorList([end_at_limit]),
             eos_token_id=processor.end_token_ids,
@@ -311,6 +322,17 @@ class BatchDecoder:
         is_end = torch.isin(sequences[:, input_ids.shape[1] :], torch.tensor(processor.end_token_ids, device=device))
         num_tokens = (is_end.cumsum(-1) == 0).sum(-1).tolist()
         return processor.decode_answers(sequences), num_tokens, limits
+
+    def _heads(self, requests: list[Request], prompts: list[np.ndarray]) -> list[tuple[int, ...]]:
+        """What each prompt says before the first hotword, or before the audio where there is none."""
+        others = self.processor.prompts([r._replace(keywords=("0",) if r.keywords else ()) for r in requests])
+        heads = []
+        for ids, other in zip(prompts, others, strict=True):
+            # a token may reach into the first hotword: compared as they are, not as they would be alone
+            number = min(len(ids), len(other))
+            ends = (ids[:number] != other[:number]) | (ids[:number] == self.processor.audio_token_id)
+            heads.append(tuple(ids[: ends.argmax()].tolist()))
+        return heads
 
     def _times(self, log_probs, lengths, texts) -> list[list[TimedText]]:
         return character_timestamps(

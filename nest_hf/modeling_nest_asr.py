@@ -398,7 +398,10 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
             input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*):
                 Prompts, padded on either side; the default prompt (`config.prompt_ids`) where only audio is given.
             input_features, input_features_mask, attention_mask, encoded_audio: As in `forward`.
-            **kwargs: As `GenerationMixin.generate`. Without a limit, at most 16 tokens more than encoder frames.
+            **kwargs:
+                As `GenerationMixin.generate`. Without a limit, at most 16 tokens more than encoder frames. With
+                `past_key_values` of what the prompts begin with, a row for each beam, `input_ids` hold that, too, and
+                padding that ends before the last position may lie anywhere.
 
         Returns:
             `torch.LongTensor` of shape `(B, L + new tokens)`: left-padded prompts and answers;
@@ -412,9 +415,10 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
             input_ids, attention_mask = self._default_prompts(encoded_audio)
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        # new tokens follow the last position, so padding goes to the front
-        order = attention_mask.int().argsort(dim=1, stable=True)
-        input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
+        if kwargs.get("past_key_values") is None:
+            # new tokens follow the last position, so padding goes to the front
+            order = attention_mask.int().argsort(dim=1, stable=True)
+            input_ids, attention_mask = input_ids.gather(1, order), attention_mask.gather(1, order)
         given = kwargs.get("generation_config") or self.generation_config
         limits = (given.max_new_tokens, given.max_length, kwargs.get("max_new_tokens"), kwargs.get("max_length"))
         if not any(limits):

@@ -24,6 +24,7 @@ from .long_audio import Window, find_cuts, join_timed_texts, plan_windows, shift
 from .modeling_nest import NestForCTC
 from .modeling_nest_asr import NestAsrForConditionalGeneration
 from .processing_nest_asr import NestAsrProcessor
+from .prompt_heads import PromptHeads
 from .timestamps import TimedText, word_timestamps
 from .vad import speech_segments
 
@@ -163,6 +164,7 @@ class Transcriber:
         plans = [self._plan(index, wave) for index, wave in enumerate(waves)]
         pieces = [(index, window) for index, plan in enumerate(plans) for window in plan]
         decoded: list[DecodedAudio | None] = [None] * len(pieces)
+        prompt_heads = PromptHeads(self.decoder.model) if self.settings.mode == "lm" else None
         for batch in self._batches([window.end - window.start for _, window in pieces]):
             chosen = [pieces[number] for number in batch]
             results = self.decoder(
@@ -170,6 +172,7 @@ class Transcriber:
                 [requests[index] for index, _ in chosen],
                 hotwords=hotwords,
                 timed=self._timed(timestamps, any(len(plans[index]) > 1 for index, _ in chosen)),
+                prompt_heads=prompt_heads,
             )
             for number, result in zip(batch, results, strict=True):
                 decoded[number] = result

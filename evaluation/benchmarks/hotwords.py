@@ -10,8 +10,9 @@
    that sounds alike. `false` counts hotwords that the prompt would get although they were not said.
 2. The `Transcriber` in mode lm, without hotwords and with the list, on the same recordings, in turns in one process:
    `ratio`, of the two times of each round. `ratio_search` is the same for a list of the same characters in another
-   order, of which hardly a word is said, so that only the search costs. Without `--model` the recogniser is randomly
-   initialised, of the sizes that are printed: noise goes through its encoder, CTC head and language model,
+   order, of which hardly a word is said, so that only the search costs. `prompt_tokens_read` is what the language
+   model reads before an answer, padding included: what prompts share is read once. Without `--model` the recogniser
+   is randomly initialised, of the sizes that are printed: noise goes through its encoder, CTC head and language model,
    but the posteriors of 1. replace what the CTC head makes of it, and answers have `--answer_tokens` tokens, since a
    random model knows no end. Words of the prompt's template are a token each, and of hotwords every character is one.
    The language model is far smaller than Qwen3-0.6B; `--preset large --lm_layers 28 --lm_hidden 1024 --device cuda`
@@ -218,7 +219,13 @@ def measure_transcriber(transcriber: Transcriber, recordings, hotwords: list[str
     """Times without hotwords, with the list and with words that are not said, in turns; and what the list gives."""
     clock = time.process_time if args.device == "cpu" else time.perf_counter
     lists = {"without": None, "with": hotwords, "strangers": strangers}
-    seconds = {name: [] for name in lists}
+    seconds, read = {name: [] for name in lists}, dict.fromkeys(lists, 0)
+
+    def count(module, args, kwargs):
+        rows, positions = kwargs["inputs_embeds"].shape[:2]
+        read[name] += rows * positions * (positions > 1)
+
+    transcriber.decoder.model.model.language_model.register_forward_pre_hook(count, with_kwargs=True)
     for number in range(1 + args.rounds):  # the first is for warming up
         for name in list(lists)[number % 3 :] + list(lists)[: number % 3]:
             start = clock()
@@ -240,6 +247,7 @@ def measure_transcriber(transcriber: Transcriber, recordings, hotwords: list[str
         "ratio_highest": round(float(ratios.max()), 3),
         "ratio_search": round(float(np.median(search)), 3),
         "hotwords_in_a_prompt": round(float(np.mean([len(r.hotwords) for r in results])), 2),
+        "prompt_tokens_read": {name: round(n / (1 + args.rounds) / len(recordings), 1) for name, n in read.items()},
         "tokens_they_add": round(float(np.mean(lengths)) - encode(np.zeros(1600))["input_ids"].shape[1], 1),
     }
     return report, results
