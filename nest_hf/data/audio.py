@@ -46,6 +46,19 @@ class AudioError(ValueError):
         reason (`str`, *optional*, defaults to `"unreadable"`):
             Stable words to count by: `"missing file"`, `"unreadable"`, `"zero length"`, `"NaN samples"`,
             `"wrong sampling rate"` or `"offset past the end"`.
+
+    Example:
+
+    ```python
+    >>> from nest_hf.data import AudioError, decode_audio
+
+    >>> try:
+    ...     decode_audio("no_such_file.wav")
+    ... except AudioError as error:
+    ...     print(error.reason)
+    missing file
+
+    ```
     """
 
     def __init__(self, message: str, reason: str = "unreadable"):
@@ -65,6 +78,19 @@ class DecodedAudio:
         num_channels (`int`): channels of the file, averaged in `samples`.
         num_clipped (`int`): samples of all channels that clipping cut flat: three or more in a row at a peak within
             0.2 dB of full scale.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from nest_hf.data import decode_audio
+
+    >>> stereo = np.zeros((2, 8000), dtype=np.float32)
+    >>> decoded = decode_audio({"array": stereo, "sampling_rate": 8000}, sampling_rate=16000)
+    >>> decoded.samples.shape, decoded.sampling_rate, decoded.original_sampling_rate, decoded.num_channels
+    ((16000,), 16000, 8000, 2)
+
+    ```
     """
 
     samples: np.ndarray

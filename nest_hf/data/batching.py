@@ -14,7 +14,20 @@ MIX_TECHNIQUES = ("all", "temperature", "random", "round-robin")
 
 
 class ExampleKey(NamedTuple):
-    """One example of a batch: the epoch, which seeds its augmentation, and the rows that it joins."""
+    """
+    One example of a batch: the epoch, which seeds its augmentation, and the rows that it joins.
+
+    Example:
+
+    ```python
+    >>> from nest_hf.data import ExampleKey
+
+    >>> key = ExampleKey(epoch=2, rows=(7,))  # `PretrainingDataset(rows)[key]` is row 7 with the noise of epoch 2
+    >>> key.rows
+    (7,)
+
+    ```
+    """
 
     epoch: int
     rows: tuple[int, ...]

@@ -114,10 +114,18 @@ class SpeakerNoise:
     Example:
 
     ```python
-    augment = SpeakerNoise(prob=1.0)
-    rngs = [np.random.default_rng([seed, epoch, zlib.crc32(id.encode())]) for id in ids]
-    added, draws = augment(waves, lengths, noise, noise_lengths, rngs=rngs, ids=ids)
-    noisy = waves + added
+    >>> import zlib
+    >>> import numpy as np
+    >>> from nest_hf.data import SpeakerNoise
+
+    >>> augment = SpeakerNoise(prob=1.0)
+    >>> waves, noise = np.random.default_rng(0).normal(0, 0.1, (2, 2, 16000)).astype(np.float32)
+    >>> lengths, ids, seed, epoch = np.array([16000, 12000]), ["a", "b"], 0, 0
+    >>> rngs = [np.random.default_rng([seed, epoch, zlib.crc32(id.encode())]) for id in ids]
+    >>> added, draws = augment(waves, lengths, noise, lengths, rngs=rngs, ids=ids)
+    >>> (waves + added).shape, all(draw.kind in ("noise", "speech") for draw in draws)
+    ((2, 16000), True)
+
     ```
     """
 
@@ -223,6 +231,23 @@ class MultiSpeakerNoise(SpeakerNoise):
     Args:
         min_num_segments, max_num_segments (`int`, *optional*, default to 1): number of segments.
         min_num_speakers, max_num_speakers (`int`, *optional*, default to 1): second speakers, who take turns.
+
+    Example:
+
+    ```python
+    >>> import zlib
+    >>> import numpy as np
+    >>> from nest_hf.data import MultiSpeakerNoise
+
+    >>> augment = MultiSpeakerNoise(prob=1.0)
+    >>> waves, noise = np.random.default_rng(0).normal(0, 0.1, (2, 2, 16000)).astype(np.float32)
+    >>> lengths, ids, seed, epoch = np.array([16000, 12000]), ["a", "b"], 0, 0
+    >>> rngs = [np.random.default_rng([seed, epoch, zlib.crc32(id.encode())]) for id in ids]
+    >>> added, draws = augment(waves, lengths, noise, lengths, rngs=rngs, ids=ids)
+    >>> (waves + added).shape, all(draw.kind in ("noise", "speech") for draw in draws)
+    ((2, 16000), True)
+
+    ```
     """
 
     min_num_segments: int = 1
@@ -297,8 +322,16 @@ class NoiseSource:
     Example:
 
     ```python
-    source = NoiseSource([{"id": "hum", "audio": {"path": "hum.wav"}, "offset": 0.0, "duration": 30.0}])
-    samples, noise_length = source.draw(160_000, np.random.default_rng(0))
+    >>> import numpy as np
+    >>> from nest_hf.data import NoiseSource
+
+    >>> hum = np.sin(np.arange(32000) / 20, dtype=np.float32)  # or {"path": "hum.wav"}
+    >>> audio = {"array": hum, "sampling_rate": 16000}
+    >>> source = NoiseSource([{"id": "hum", "audio": audio, "offset": 0.0, "duration": 2.0}])
+    >>> samples, noise_length = source.draw(8000, np.random.default_rng(0))
+    >>> samples.shape, noise_length
+    ((8000,), 8000)
+
     ```
     """
 

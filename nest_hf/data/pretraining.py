@@ -46,6 +46,20 @@ class PretrainingDataset(Dataset):
         wideband_share (`float`, *optional*, defaults to 0.0): Share of the recordings that the channel leaves alone.
         seed (`int`, *optional*, defaults to 0): Seeds the noise clips and the channel.
         on_bad_audio (`str`, *optional*, defaults to `"fail"`): `"fail"`, or `"skip"`: drop, note and go on.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from nest_hf.data import ExampleKey, PretrainingDataset
+
+    >>> audio = {"array": np.zeros(16000, dtype=np.float32), "sampling_rate": 16000}  # or {"path": "a.wav"}
+    >>> rows = [{"id": "a", "audio": audio, "offset": 0.0, "duration": 1.0}]  # or of `load_speech_dataset`
+    >>> example = PretrainingDataset(rows)[ExampleKey(epoch=0, rows=(0,))]
+    >>> example.id, example.wave.shape
+    ('a', (16000,))
+
+    ```
     """
 
     def __init__(self, rows, *, noise: NoiseSource | None = None, channel: TelephoneChannel | None = None,
@@ -132,6 +146,22 @@ class PretrainingCollator:
     Returns, when called on a list of B [`Example`]s:
         `input_features`, `target_features` (B, T, M); `attention_mask` (B, T); `mask_time_indices` (B, T), or (B, T')
         after the subsampling; `labels` (B, T'): 0 in the loss, else -100; `ids` and `notes`, for the trainer.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from nest_hf import NestConfig, NestFeatureExtractor
+    >>> from nest_hf.data import ExampleKey, PretrainingCollator, PretrainingDataset
+
+    >>> audio = {"array": np.zeros(16000, dtype=np.float32), "sampling_rate": 16000}
+    >>> examples = PretrainingDataset([{"id": "a", "audio": audio, "offset": 0.0, "duration": 1.0}])
+    >>> collator = PretrainingCollator(NestConfig.from_preset("tiny"), NestFeatureExtractor())
+    >>> batch = collator([examples[ExampleKey(epoch=0, rows=(0,))]])
+    >>> batch["target_features"].shape == batch["input_features"].shape, batch["labels"].shape
+    (True, torch.Size([1, 14]))
+
+    ```
     """
 
     def __init__(self, config: NestConfig, extractor: NestFeatureExtractor, *,
@@ -227,6 +257,22 @@ class StreamedBatches(IterableDataset):
         window (`int`, *optional*, defaults to 256): Recordings that are sorted by duration together.
         shuffle_buffer (`int`, *optional*, defaults to 2048): Rows among which the next one is drawn.
         seed, num_replicas, rank: As [`TokenBudgetBatchSampler`].
+
+    Example:
+
+    ```python
+    >>> import datasets
+    >>> import numpy as np
+    >>> from nest_hf.data import PretrainingDataset, StreamedBatches
+
+    >>> audio = {"array": np.zeros(16000, dtype=np.float32), "sampling_rate": 16000}
+    >>> rows = [{"id": str(number), "audio": audio, "offset": 0.0, "duration": 1.0} for number in range(8)]
+    >>> stream = datasets.Dataset.from_list(rows).to_iterable_dataset()  # or of `load_speech_dataset`
+    >>> batches = StreamedBatches(stream, PretrainingDataset(None), len, budget_s=4.0)  # `len` in place of a collator
+    >>> next(iter(batches))
+    4
+
+    ```
     """
 
     def __init__(

@@ -18,6 +18,19 @@ class LoadReport:
         hours (`float`, *optional*): hours kept, of the rows whose duration is known; None where they are streamed.
         dropped (`dict[str, int]`): rows left out, by reason.
         examples (`dict[str, list[str]]`): up to five of their ids, by reason.
+
+    Example:
+
+    ```python
+    >>> from nest_hf.data import LoadReport
+
+    >>> report = LoadReport("train", ["calls.json"], rows=120, hours=0.5)
+    >>> report.drop("longer than 30 s", 2, ["a", "b"])
+    >>> print(report)
+    train: 120 rows, 0.50 h from calls.json
+    train: dropped 2 rows, longer than 30 s: a, b
+
+    ```
     """
 
     name: str

@@ -59,6 +59,19 @@ class ChannelDraw:
         steps (`tuple[dict, ...]`):
             One for each step of the channel, in order: `{"step": name, ...}` with its parameters, or with `skipped`
             and the reason where the step was not applied.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from nest_hf.data import TelephoneChannel
+
+    >>> channel = TelephoneChannel.from_preset("only_codec")
+    >>> _, draw = channel(np.zeros(1600, dtype=np.float32), sampling_rate=16000, seed=0, id="utt1", epoch=3)
+    >>> draw.id, draw.epoch, draw.steps[0]["step"]
+    ('utt1', 3, 'resample')
+
+    ```
     """
 
     id: str
