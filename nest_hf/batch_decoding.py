@@ -51,6 +51,19 @@ class DecodingSettings:
         batch_duration_s (`float`, *optional*, defaults to 160.0):
             Seconds of a batch, padding included. With a language model each recording counts 4 s more for its prompt,
             and once for every beam: a second is at most 25 tokens in the cache, of Qwen3-0.6B in bfloat16 3 MB.
+
+    Example:
+
+    ```python
+    >>> from nest_hf import DecodingSettings
+
+    >>> settings = DecodingSettings(num_beams=4, long_audio="vad")
+    >>> DecodingSettings(mode="fast")
+    Traceback (most recent call last):
+        ...
+    ValueError: `mode` is 'fast'; choose one of lm, ctc.
+
+    ```
     """
 
     mode: str = "lm"

@@ -244,6 +244,20 @@ class NestBlock(ParakeetEncoderBlock):
 
 
 class NestPreTrainedModel(PreTrainedModel):
+    """
+    What all NEST models have in common: their config, NeMo's initial weights, loading and saving.
+
+    Example:
+
+    ```python
+    >>> from nest_hf import NestConfig, NestForCTC, NestPreTrainedModel
+
+    >>> isinstance(NestForCTC(NestConfig.from_preset("tiny", vocab_size=10)), NestPreTrainedModel)
+    True
+
+    ```
+    """
+
     config: NestConfig
     base_model_prefix = "encoder"
     main_input_name = "input_features"
@@ -397,6 +411,21 @@ class NestForPreTrainingOutput(ModelOutput):
         num_correct (`torch.LongTensor` of shape `()`): Right predictions among the frames in the loss times H.
         attention_mask (`torch.IntTensor` of shape `(B, T')`): 1 at valid encoder frames.
         hidden_states, attentions: As [`NestModel`], on request.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from nest_hf import NestConfig, NestForPreTraining
+
+    >>> model = NestForPreTraining(NestConfig.from_preset("tiny")).eval()
+    >>> features = torch.randn(1, 64, 80)
+    >>> mask = torch.arange(64)[None] < 32
+    >>> output = model(features, target_features=features, mask_time_indices=mask)
+    >>> output.codes.shape, output.labels.tolist()
+    (torch.Size([1, 8, 1]), [[0, 0, 0, 0, -100, -100, -100, -100]])
+
+    ```
     """
 
     loss: torch.FloatTensor | None = None

@@ -52,7 +52,30 @@ class NestAsrPreTrainedModel(PreTrainedModel):
 
 
 class NestAsrModel(NestAsrPreTrainedModel):
-    """Audio tower, adaptor and headless language model."""
+    """
+    Audio tower, adaptor and headless language model.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from nest_hf.configuration_nest_asr import NestAsrConfig
+    >>> from nest_hf.modeling_nest_asr import NestAsrModel
+
+    >>> config = NestAsrConfig(
+    ...     audio_config={"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4},
+    ...     adaptor_config={"kind": "linear"},
+    ...     text_config={"vocab_size": 100, "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1},
+    ...     audio_token_id=5,
+    ... )
+    >>> model = NestAsrModel(config)
+    >>> encoded = model.encode_audio(torch.randn(1, 64, 80))
+    >>> ids = torch.tensor([[1, 2] + [5] * 8 + [3]])
+    >>> encoded.last_hidden_state.shape, model.embed(ids, encoded).shape
+    (torch.Size([1, 8, 32]), torch.Size([1, 11, 64]))
+
+    ```
+    """
 
     def __init__(self, config: NestAsrConfig, audio_tower=None, language_model=None):
         super().__init__(config)

@@ -47,12 +47,26 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     Example:
 
     ```python
-    import nest_hf
-    from transformers import pipeline
+    >>> import numpy as np
+    >>> from transformers import pipeline
+    >>> from nest_hf import NestConfig, NestFeatureExtractor, NestForCTC
+    >>> from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 
-    recognise = pipeline("automatic-speech-recognition", model="runs/asr", device="cpu")
-    recognise("call.wav", return_timestamps="word")   # {"text": ..., "chunks": [{"text", "timestamp"}, ...]}
-    recognise([{"array": wave, "sampling_rate": 8000}, "call.wav"], hotwords=["办理业务"])
+    >>> tokenizer = build_ctc_tokenizer(["办理业务"])
+    >>> model = NestForCTC(NestConfig.from_preset("tiny", vocab_size=len(tokenizer), pad_token_id=0))
+    >>> recognise = pipeline(
+    ...     "automatic-speech-recognition", model=model, tokenizer=tokenizer, feature_extractor=NestFeatureExtractor()
+    ... )
+    >>> audio = {"array": np.zeros(8000, dtype=np.float32), "sampling_rate": 8000}
+    >>> sorted(recognise(audio, return_timestamps="char"))
+    ['chunks', 'text']
+
+    With a trained recogniser:
+
+    >>> recognise = pipeline("automatic-speech-recognition", model="runs/asr", device="cpu")  # doctest: +SKIP
+    >>> recognise("call.wav", return_timestamps="word", hotwords=["办理业务"])  # doctest: +SKIP
+    {'text': '我要办理业务', 'chunks': [{'text': '我', 'timestamp': (0.4, 0.56)}, ...]}
+
     ```
     """
 

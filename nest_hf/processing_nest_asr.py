@@ -38,9 +38,21 @@ class NestAsrProcessor(ProcessorMixin):
     Example:
 
     ```python
-    inputs = processor(audio=wave, sampling_rate=8000)                       # the default prompt
-    text = processor.decode_answers(model.generate(**inputs))
-    batch = processor(audio=waves, transcripts=texts, sampling_rate=16000)   # with `labels` and `ctc_labels`
+    >>> import numpy as np
+    >>> from nest_hf import NestAsrProcessor, NestFeatureExtractor
+    >>> from nest_hf.chat_tokenizer import build_chat_tokenizer
+    >>> from nest_hf.ctc_tokenizer import build_ctc_tokenizer
+
+    >>> texts = ["办理业务"]
+    >>> processor = NestAsrProcessor(NestFeatureExtractor(), build_chat_tokenizer(texts), build_ctc_tokenizer(texts))
+    >>> wave = np.zeros(8000, dtype=np.float32)
+    >>> inputs = processor(audio=wave, sampling_rate=8000)  # the default prompt, for `model.generate(**inputs)`
+    >>> int((inputs["input_ids"] == processor.audio_token_id).sum())  # a second, in frames of 80 ms
+    13
+    >>> batch = processor(audio=[wave], transcripts=texts, sampling_rate=8000)
+    >>> batch["labels"].shape == batch["input_ids"].shape, batch["ctc_labels"].shape
+    (True, torch.Size([1, 4]))
+
     ```
     """
 

@@ -50,6 +50,20 @@ class Transcription:
         windows (`tuple[tuple[float, float], ...]`): Begin and end of the decoded pieces, in seconds.
         duration_s (`float`): Of the recording.
         hit_max_new_tokens (`bool`): Whether the language model was cut off.
+
+    Example:
+
+    ```python
+    >>> from nest_hf import Transcription
+
+    >>> fields = {"lm_text": None, "decisions": (), "hotwords": (), "characters": None, "words": None}
+    >>> result = Transcription(
+    ...     text="好", ctc_text="好", windows=((0.0, 1.0),), duration_s=1.0, hit_max_new_tokens=False, **fields
+    ... )
+    >>> result.to_dict()["text"], "words" in result.to_dict()
+    ('好', False)
+
+    ```
     """
 
     text: str
@@ -83,9 +97,24 @@ class Transcriber:
     Example:
 
     ```python
-    transcriber = Transcriber.from_pretrained("runs/asr")
-    for result in transcriber(waves, sampling_rate=8000, hotwords=["办理业务"], timestamps=True):
-        print(result.text, result.words)
+    >>> import numpy as np
+    >>> from transformers import Wav2Vec2Processor
+    >>> from nest_hf import NestConfig, NestFeatureExtractor, NestForCTC, Transcriber
+    >>> from nest_hf.ctc_tokenizer import build_ctc_tokenizer
+
+    >>> tokenizer = build_ctc_tokenizer(["办理业务"])
+    >>> model = NestForCTC(NestConfig.from_preset("tiny", vocab_size=len(tokenizer), pad_token_id=0))
+    >>> transcriber = Transcriber(model, Wav2Vec2Processor(NestFeatureExtractor(), tokenizer))
+    >>> (result,) = transcriber(np.zeros(8000, dtype=np.float32), sampling_rate=8000, timestamps=True)
+    >>> result.duration_s, "".join(timed.text for timed in result.characters) == result.text
+    (1.0, True)
+
+    With a trained recogniser:
+
+    >>> transcriber = Transcriber.from_pretrained("runs/asr")  # doctest: +SKIP
+    >>> transcriber(["call.wav"], hotwords=["办理业务"])[0].text  # doctest: +SKIP
+    '我要办理业务'
+
     ```
     """
 
