@@ -6,6 +6,7 @@ from .arguments import NestTrainingArguments
 from .configuration_nest import PRESETS
 from .data.batching import MIX_TECHNIQUES
 from .data.lengths import UNITS
+from .data.spec_augment import SpecAugment
 from .handover import follow_pointer
 from .lora import LoraSettings
 from .text import LEVELS
@@ -113,6 +114,11 @@ class FinetuneDataArguments:
     channel_domains: list[str] | None = field(
         default=None, metadata={"help": "Only recordings of these domains (name=source) go through the channel."}
     )
+    spec_augment: dict | None = field(
+        default=None,
+        metadata={"help": "Hide parts of the features in training: freq_masks, freq_width, time_masks, time_width; "
+                  "{} for the usual ones."},
+    )  # fmt: skip
     mix: str = field(
         default="all",
         metadata={"help": "Several domains (name=source): all rows once, or `temperature`, `random`, `round-robin`."},
@@ -136,6 +142,8 @@ class FinetuneDataArguments:
     probe: bool = field(default=True, metadata={"help": "Run the longest batch first; print its memory and time."})
 
     def __post_init__(self):
+        if self.spec_augment is not None:
+            SpecAugment.from_config(self.spec_augment)
         if self.batch_budget is None and self.budget_unit != "seconds":
             raise ValueError("`budget_unit` has no effect without `batch_budget`; give it too.")
         if self.budget_unit not in UNITS:

@@ -15,6 +15,7 @@ from .callbacks import TrainLogCallback
 from .data.audio_encoding import write_whole
 from .data.batching import TokenBudgetBatchSampler
 from .data.labelled import LabelledCollator, LabelledDataset, LabelledRows, labelled_lengths, load_labelled
+from .data.spec_augment import SpecAugment
 from .finetuning import FinetuneTrainer
 from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
 from .finetuning_parts import load_recogniser
@@ -272,7 +273,10 @@ def _batches(data: FinetuneData, data_args, args, model, processor, *, seed: int
     lengths = labelled_lengths(data.train, data_args.budget_unit, processor, subsampling_factor)
     sampler = plan(data.train, lengths, data_args, args, args.per_device_train_batch_size, train=True, seed=seed)
     dither = getattr(extractor, "dither", 0.0)  # extractors of transformers have none
-    collator = LabelledCollator(processor, subsampling_factor=subsampling_factor, dither=dither, seed=seed)
+    masks = None if data_args.spec_augment is None else SpecAugment.from_config(data_args.spec_augment)
+    collator = LabelledCollator(
+        processor, subsampling_factor=subsampling_factor, dither=dither, seed=seed, spec_augment=masks
+    )
     eval_sets = {}
     for name, labelled in data.evals.items():
         lengths = labelled_lengths(labelled, data_args.budget_unit, processor, subsampling_factor)

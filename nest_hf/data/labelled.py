@@ -19,8 +19,9 @@ from .lengths import row_lengths
 from .pretraining import Example, PretrainingDataset
 from .report import LoadReport
 from .requests import read_requests
-from .seeding import seed_of
+from .seeding import generator_of, seed_of
 from .sources import load_with_report
+from .spec_augment import SpecAugment
 
 
 @dataclass
@@ -126,7 +127,8 @@ class LabelledCollator:
         processor: [`NestAsrProcessor`], or `Wav2Vec2Processor` of a [`NestFeatureExtractor`] and a CTC tokenizer.
         subsampling_factor (`int`): Feature frames per encoder frame.
         dither (`float`, *optional*, defaults to 0.0): Standard deviation of noise added to the waveforms.
-        seed (`int`, *optional*, defaults to 0): Seeds the dither.
+        seed (`int`, *optional*, defaults to 0): Seeds the dither and the masks.
+        spec_augment ([`SpecAugment`], *optional*): Hides a part of the features.
 
     Returns, when called on a list of B [`LabelledExample`]s:
         `input_features` (B, F, M), `input_features_mask` (B, F), `ctc_labels` (B, U); for a [`NestAsrProcessor`] also
@@ -134,8 +136,10 @@ class LabelledCollator:
         the trainer. A target that has more tokens than encoder frames is noted as `impossible`.
     """
 
-    def __init__(self, processor, *, subsampling_factor: int, dither: float = 0.0, seed: int = 0):
+    def __init__(self, processor, *, subsampling_factor: int, dither: float = 0.0, seed: int = 0,
+                 spec_augment: SpecAugment | None = None):  # fmt: skip
         self.processor = processor
+        self.spec_augment = spec_augment
         self.subsampling_factor = subsampling_factor
         self.dither = dither
         self.seed = seed
@@ -147,6 +151,10 @@ class LabelledCollator:
         waves = [self._dithered(example.audio) for example in examples]
         batch = self._inputs(waves, examples)
         ids = [example.audio.id for example in examples]
+        if self.spec_augment:
+            drawn = [generator_of(self.seed, e.audio.epoch, e.audio.id, "spec_augment") for e in examples]
+            lengths = batch["input_features_mask"].sum(-1)
+            batch["input_features"] = self.spec_augment(batch["input_features"], lengths, drawn)
         if not usable:  # nothing to learn from, yet every process does its step
             batch = {key: torch.full_like(v, -100) if key in LABELS else v for key, v in batch.items()}
         elif "ctc_labels" in batch:
