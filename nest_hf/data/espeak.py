@@ -15,12 +15,16 @@ VOICES = {"zh": "cmn", "en": "en-us"}
 
 
 class Speaker(NamedTuple):
-    """A voice: one of `VARIANTS`, its rate, and its pitch on espeak's scale of 0 to 99."""
+    """
+    A voice: one of `VARIANTS`, its rate, its pitch on espeak's scale of 0 to 99, and a factor on all frequencies, as
+    that of a shorter (above 1) or longer vocal tract.
+    """
 
     id: str
     variant: str
     words_per_minute: int
     pitch: int
+    formant_scale: float = 1.0
 
 
 class Synthesizer:
@@ -63,14 +67,15 @@ class Synthesizer:
         voice, data = f"{VOICES[lang]}+{speaker.variant}", text.encode() + b"\0"
         status = [self.espeak.espeak_SetVoiceByName(voice.encode())]
         # 1 is the rate, 3 the pitch, and 2 the volume: at its default of 100 some voices clip inside espeak.
-        for parameter, value in {1: speaker.words_per_minute, 2: 50, 3: speaker.pitch}.items():
+        rate = round(speaker.words_per_minute / speaker.formant_scale)  # what is played faster has to be said slower
+        for parameter, value in {1: rate, 2: 50, 3: speaker.pitch}.items():
             status.append(self.espeak.espeak_SetParameter(parameter, value, 0))
         status.append(self.espeak.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, 1, None, None))  # UTF-8
         if any(status) or not self.chunks:
             raise RuntimeError(f"espeak-ng cannot say {text!r} with the voice {voice!r} (status {status}).")
         samples = np.concatenate(self.chunks).astype(np.float32) / 32768
         assert 0.02 < np.abs(samples).max() < 0.9999, f"{voice} is silent or clips in {text!r}"
-        return soxr.resample(samples, self.rate, SAMPLING_RATE)
+        return soxr.resample(samples, self.rate * speaker.formant_scale, SAMPLING_RATE)
 
     def phonemes(self, text: str, *, lang: str) -> str:
         """What is said for `text`, in espeak's phoneme names; `(en)` and the like where it leaves the language."""
