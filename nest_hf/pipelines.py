@@ -61,8 +61,7 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     >>> sorted(recognise(audio, return_timestamps="char"))
     ['chunks', 'text']
 
-    With a trained recogniser:
-
+    >>> # with a trained recogniser
     >>> recognise = pipeline("automatic-speech-recognition", model="runs/asr", device="cpu")  # doctest: +SKIP
     >>> recognise("call.wav", return_timestamps="word", hotwords=["办理业务"])  # doctest: +SKIP
     {'text': '我要办理业务', 'chunks': [{'text': '我', 'timestamp': (0.4, 0.56)}, ...]}

@@ -109,8 +109,7 @@ class Transcriber:
     >>> result.duration_s, "".join(timed.text for timed in result.characters) == result.text
     (1.0, True)
 
-    With a trained recogniser:
-
+    >>> # with a trained recogniser
     >>> transcriber = Transcriber.from_pretrained("runs/asr")  # doctest: +SKIP
     >>> transcriber(["call.wav"], hotwords=["办理业务"])[0].text  # doctest: +SKIP
     '我要办理业务'
