@@ -160,7 +160,7 @@ def read_recipe(path: str | Path, *, output_dir: str | None = None, options: dic
     Args:
         path (`str`): YAML of the recipe.
         output_dir (`str`, *optional*): Instead of the recipe's.
-        options (`dict`, *optional*): Win over those of every training stage.
+        options (`dict`, *optional*): Win over those of every training stage; of `lm` where it has them.
 
     Raises:
         ValueError: for a key that is not known, with its place; two stages of one name; a stage without options.
@@ -186,6 +186,10 @@ def read_recipe(path: str | Path, *, output_dir: str | None = None, options: dic
         if stage.kind == "finetune":
             given = {**(values.get("options") or {}), **stage.options, **(options or {})}
             stage = dataclasses.replace(stage, options=_fitting(given, stage))
+        elif stage.kind == "lm":
+            known = {field.name for kind in KINDS["lm"].types for field in dataclasses.fields(kind)}
+            fitting = {name: value for name, value in (options or {}).items() if name in known}
+            stage = dataclasses.replace(stage, options={**stage.options, **fitting})
         folders = {"output_dir": output_dir, **{other.name: other.folder for other in [*stages, stage]}}
         stages.append(dataclasses.replace(stage, options=_filled(stage.options, folders, where)))
     return Recipe(Path(path).stem, output_dir, tuple(stages))

@@ -19,6 +19,7 @@ from .asr_prompt import Request, transcription_requests
 from .batch_decoding import BatchDecoder, DecodedAudio, DecodingSettings
 from .configuration_nest import NestConfig
 from .guards import GuardDecision
+from .handover import follow_pointer
 from .hotwords import HotwordFilter
 from .long_audio import Window, find_cuts, join_timed_texts, plan_windows, shift
 from .modeling_nest import NestForCTC
@@ -136,12 +137,12 @@ class Transcriber:
     ) -> "Transcriber":
         """
         Args:
-            source (`str`): Folder or Hub id of a [`NestAsrForConditionalGeneration`] or [`NestForCTC`].
+            source (`str`): Folder, Hub id or stage pointer of a [`NestAsrForConditionalGeneration`] or [`NestForCTC`].
             settings ([`DecodingSettings`], *optional*): As in the class.
             revision (`str`, *optional*): On the Hub.
             dtype, device (*optional*): Of the weights; float32 on the CPU by default.
         """
-        options = {"revision": revision or "main"}
+        source, options = follow_pointer(source), {"revision": revision or "main"}
         if NestConfig.get_config_dict(source, **options)[0].get("model_type") == "nest_asr":
             model = NestAsrForConditionalGeneration.from_pretrained(source, dtype=dtype, **options)
             return cls(model.to(device), NestAsrProcessor.from_pretrained(source, **options), settings=settings)

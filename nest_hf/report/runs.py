@@ -18,7 +18,9 @@ CHARTS = {
     "lm_loss": "Loss of the language model",
     "ctc_loss": "Loss of CTC",
     **{rate: f"{rate.upper()}, %" for rate in RATES},
+    "keyword_accuracy": "Keyword accuracy, %",
     **{f"ctc_{rate}": f"{rate.upper()} of CTC, %" for rate in RATES},
+    "ctc_keyword_accuracy": "Keyword accuracy of CTC, %",
     "accuracy": "Accuracy of masked frames, %",
     "learning_rate": "Learning rate",
     "codebook_perplexity": "Codebook perplexity",
@@ -37,7 +39,8 @@ NOTES = {
 }
 # what a validation gives to compare another metric with, which it is drawn beside
 REFERENCES = {"unigram_entropy": "loss", "constant_accuracy": "accuracy"}
-SHARES = {*RATES, *(f"ctc_{rate}" for rate in RATES), "accuracy", "constant_accuracy", "codebook_coverage", "padding"}
+SHARES = {*RATES, *(f"ctc_{rate}" for rate in RATES), "keyword_accuracy", "ctc_keyword_accuracy"}
+SHARES |= {"accuracy", "constant_accuracy", "codebook_coverage", "padding"}
 METRICS = sorted([*CHARTS, *REFERENCES, "masked_frames"], key=len, reverse=True)
 
 
