@@ -147,8 +147,9 @@ def draw(
         steps = sorted(set.intersection(*(set(run) for run in runs)))
         values = 100 * np.array([[run[step] for step in steps] for run in runs])
         (line,) = lines.plot(steps, values.mean(0), marker=".", label=name or None)
-        lines.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.15)
-    lines.set(xlabel="update", ylabel=f"{rate}, %", title="validation: mean and range of the runs", ylim=(0, 105))
+        if len(runs) > 1:
+            lines.plot(steps, values.T, color=line.get_color(), linewidth=0.7, alpha=0.4)
+    lines.set(xlabel="update", ylabel=f"{rate}, %", title="validation; pale: single runs", ylim=(0, 105))
     for panel in (bars, lines):
         if panel.get_legend_handles_labels()[1]:
             panel.legend(fontsize="small")
