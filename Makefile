@@ -2,11 +2,19 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 
+# `make demo SCALE=smoke` walks the same way in small: a tenth of the data, a few updates
+SCALE ?= full
+DEMO := demo/$(SCALE)
+PRETRAIN_smoke := --max_steps 10 --eval_steps 10 --save_steps 10
+STAGES_smoke := --options '{"max_steps": 6, "eval_steps": 6, "save_steps": 6, "warmup_steps": 2}'
+
 .PHONY: demo test quick lint clean
 
 demo: .venv/installed
-	$(PY) training/make_demo_data.py --output_dir demo/data --hours 1.5 --overwrite
-	$(PY) -m accelerate.commands.launch --cpu training/pretrain.py configs/pretrain/demo.yaml
+	$(PY) training/make_call_corpus.py --output_dir $(DEMO)/calls --scale $(SCALE)
+	$(PY) -m accelerate.commands.launch --cpu training/pretrain.py configs/pretrain/demo.yaml --output_dir $(DEMO)/nest \
+		--train_data $(DEMO)/calls/train.jsonl --eval_data validation=$(DEMO)/calls/validation.jsonl $(PRETRAIN_$(SCALE))
+	$(PY) training/run_stages.py configs/demo.yaml --output_dir $(DEMO) $(STAGES_$(SCALE))
 
 test: .venv/installed
 	$(PY) -m pytest -q

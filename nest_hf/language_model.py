@@ -2,7 +2,9 @@
 
 A large language model can repeat what stands in its prompt, and a recogniser is built on that: its adaptor says in
 embeddings what was heard. A model trained on sentences alone cannot. So a share of the examples holds the sentence, as
-a recogniser would hear it, at the place of the audio: each character one to three times, with gaps and mistakes.
+a recogniser would hear it, at the place of the audio: each character one to three times, with gaps and mistakes. Some
+of them are no sentences but characters at random, which can only be repeated; from sentences alone the model would
+learn to guess.
 """
 
 import json
@@ -60,12 +62,16 @@ class LanguageModelArguments:
     heard_share: float = field(
         default=0.7, metadata={"help": "Share of the examples whose prompt holds the sentence as it would be heard."}
     )
-    mistakes: float = field(default=0.1, metadata={"help": "Share of its characters that are heard wrong or not."})
+    mistakes: float = field(default=0.05, metadata={"help": "Share of its characters that are heard wrong or not."})
+    random_share: float = field(
+        default=0.3,
+        metadata={"help": "Share of those that are heard which are characters at random, without mistakes."},
+    )
 
     def __post_init__(self):
         if not self.text:
             raise ValueError("`text` is missing: give files with a sentence per line, --text sentences.txt.")
-        for name in ("heard_share", "mistakes"):
+        for name in ("heard_share", "mistakes", "random_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 0 and 1.")
         if self.model_name_or_path and self.config_overrides:
@@ -126,20 +132,30 @@ class SentenceDataset(Dataset):
         processor ([`NestAsrProcessor`]): Has the prompt and the tokenizer.
         heard_share (`float`): Share of the examples whose prompt holds the sentence, as it would be heard.
         mistakes (`float`): Share of its characters that are heard wrong or not at all.
-        seed (`int`): Seeds both, with epoch and row.
+        random_share (`float`): Share of what is heard that is characters at random, without mistakes.
+        seed (`int`): Seeds all of it, with epoch and row.
 
     Gives, for an [`~data.batching.ExampleKey`], token ids of the prompt and of the answer.
     """
 
-    def __init__(self, sentences, processor: NestAsrProcessor, *, heard_share: float, mistakes: float, seed: int):
+    def __init__(
+        self,
+        sentences: Sequence[str],
+        processor: NestAsrProcessor,
+        *,
+        heard_share: float,
+        mistakes: float,
+        random_share: float,
+        seed: int,
+    ):
         ids = processor.tokenizer(list(sentences), add_special_tokens=False).input_ids
         self.answers = [np.array([*row, processor.end_token_id]) for row in ids]
         self.silence = processor.audio_token_id
         (prompt,) = processor.prompts([Request()])
         at = int(np.flatnonzero(prompt == self.silence)[0])
         self.head, self.tail = prompt[:at], prompt[at + 1 :]
-        self.heard_share, self.mistakes, self.seed = heard_share, mistakes, seed
-        self.tokens = np.unique(np.concatenate(self.answers))
+        self.heard_share, self.mistakes, self.random_share, self.seed = heard_share, mistakes, random_share, seed
+        self.tokens = np.unique(np.concatenate([answer[:-1] for answer in self.answers]))
 
     def __len__(self) -> int:
         return len(self.answers)
@@ -152,16 +168,20 @@ class SentenceDataset(Dataset):
         (row,) = key.rows
         rng = generator_of(self.seed, key.epoch, str(row), "heard")
         answer = self.answers[row]
-        heard = self.heard(answer[:-1], rng) if rng.random() < self.heard_share else answer[:0]
+        heard = answer[:0]
+        if rng.random() < self.heard_share:
+            mistakes = self.mistakes
+            if rng.random() < self.random_share:
+                mistakes = 0.0
+                answer = np.append(rng.choice(self.tokens, len(answer) - 1), answer[-1])
+            heard = self.heard(answer[:-1], rng, mistakes)
         return np.concatenate([self.head, heard, self.tail]), answer
 
-    def heard(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def heard(self, tokens: np.ndarray, rng: np.random.Generator, mistakes: float) -> np.ndarray:
         """Tokens at the place of the audio: some wrong or missing, each one to three times, with gaps."""
         draws = rng.random(len(tokens))
-        wrong = draws < self.mistakes * 0.7
-        tokens = np.where(wrong, rng.choice(self.tokens, len(tokens)), tokens)[
-            (draws < self.mistakes * 0.7) | (draws >= self.mistakes)
-        ]
+        wrong, missing = draws < 0.7 * mistakes, (draws >= 0.7 * mistakes) & (draws < mistakes)
+        tokens = np.where(wrong, rng.choice(self.tokens, len(tokens)), tokens)[~missing]
         counts, gaps = rng.integers(1, 4, len(tokens)), rng.integers(0, 3, len(tokens) + 1)
         repeats = np.stack([counts, gaps[1:]], axis=1).ravel()
         pairs = np.stack([tokens, np.full_like(tokens, self.silence)], axis=1).ravel()
@@ -248,14 +268,15 @@ def train_language_model(arguments: LanguageModelArguments, args: LanguageModelT
 
     # 2. batches
     processor = NestAsrProcessor(NestFeatureExtractor(), tokenizer)
-    options = {"heard_share": arguments.heard_share, "mistakes": arguments.mistakes, "seed": args.seed}
+    options = {name: getattr(arguments, name) for name in ("heard_share", "mistakes", "random_share")}
+    options["seed"] = args.seed
     train = SentenceDataset(sentences, processor, **options)
     collator = SentenceCollator(tokenizer.pad_token_id)
     batches = {"unit": "tokens", "num_replicas": args.world_size, "rank": args.process_index, "seed": args.seed}
     sampler = TokenBudgetBatchSampler(train.lengths(), batch_size=args.per_device_train_batch_size, **batches)
     eval_sets = {}
     for name, share in (("sentences", 0.0), ("heard", 1.0)) if held_out else ():
-        dataset = SentenceDataset(held_out, processor, **{**options, "heard_share": share})
+        dataset = SentenceDataset(held_out, processor, **{**options, "heard_share": share, "random_share": 0.0})
         batch_size = args.per_device_eval_batch_size
         plan = TokenBudgetBatchSampler(dataset.lengths(), batch_size=batch_size, shuffle=False, **batches)
         eval_sets[name] = (dataset, plan, collator)

@@ -25,8 +25,11 @@ def processor():
     return NestAsrProcessor(NestFeatureExtractor(), chatml_tokenizer(SENTENCES))
 
 
+HEARD = {"heard_share": 1.0, "mistakes": 0.0, "random_share": 0.0, "seed": 0}
+
+
 def dataset(processor, **options):
-    return SentenceDataset(SENTENCES, processor, **{"heard_share": 1.0, "mistakes": 0.0, "seed": 0, **options})
+    return SentenceDataset(SENTENCES, processor, **{**HEARD, **options})
 
 
 def test_what_is_heard_without_mistakes_is_the_sentence_stretched(processor):
@@ -41,6 +44,18 @@ def test_what_is_heard_without_mistakes_is_the_sentence_stretched(processor):
         assert len(heard) >= len(text)
 
 
+def test_characters_at_random_are_to_be_repeated_as_heard(processor):
+    sentences = SentenceDataset(["我要办理业务" * 50], processor, **{**HEARD, "mistakes": 0.5, "random_share": 1.0})
+    prompt, answer = sentences[ExampleKey(0, (0,))]
+    text = processor.tokenizer.decode(answer).removesuffix("<|im_end|>")
+    assert sorted(set(text)) == sorted("我要办理业务") and len(text) == 300 and text != "我要办理业务" * 50
+    heard = prompt[len(sentences.head) : len(prompt) - len(sentences.tail)]
+    spoken = processor.tokenizer.decode(heard[heard != processor.audio_token_id])
+    assert [c for i, c in enumerate(text) if text[i - 1 : i] != c] == [
+        c for i, c in enumerate(spoken) if spoken[i - 1 : i] != c
+    ]  # nothing is wrong or missing, whatever `mistakes` says of sentences
+
+
 def test_the_prompt_around_it_is_the_recognisers(processor):
     (expected,) = processor.with_placeholders(processor.prompts([Request()]), [0])
     prompt, _ = dataset(processor, heard_share=0.0)[ExampleKey(0, (1,))]
@@ -48,12 +63,11 @@ def test_the_prompt_around_it_is_the_recognisers(processor):
 
 
 def test_mistakes_are_as_frequent_as_asked_and_follow_from_seed_epoch_and_row(processor):
-    noisy = SentenceDataset(["我要办理业务" * 50], processor, heard_share=1.0, mistakes=0.2, seed=0)
+    noisy = SentenceDataset(["我要办理业务" * 50], processor, **{**HEARD, "mistakes": 0.2})
     tokens = noisy.answers[0][:-1]
     draws = [noisy[ExampleKey(epoch, (0,))][0].tolist() for epoch in (0, 0, 1)]
     assert draws[0] == draws[1] != draws[2]
-    silent = SentenceDataset(["我要办理业务" * 50], processor, heard_share=1.0, mistakes=1.0, seed=0)
-    heard = silent.heard(tokens, np.random.default_rng(0))
+    heard = noisy.heard(tokens, np.random.default_rng(0), 1.0)
     spoken = heard[heard != processor.audio_token_id]
     assert 0.5 * len(tokens) < len(spoken) / 2 < 0.9 * len(tokens)  # seven of ten mistakes replace, three leave out
 

@@ -1,15 +1,16 @@
 """Make a corpus of outbound calls in Mandarin: wideband speech, calls, keywords, and texts for a language model.
 
     pip install "nest_hf[demo]"
-    python training/make_call_corpus.py --output_dir call_corpus                        # 2.0 + 0.5 hours to train
+    python training/make_call_corpus.py --output_dir call_corpus                        # 10 + 0.5 hours to train
     python training/make_call_corpus.py --output_dir call_corpus --scale smoke          # 0.2 + 0.05 hours
-    python training/make_call_corpus.py --output_dir call_corpus --hours 10 --call_hours 2 --overwrite true
+    python training/make_call_corpus.py --output_dir call_corpus --hours 20 --call_hours 2 --overwrite true
 
 The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl` (16 kHz), `calls_train.jsonl`,
 `calls_validation.jsonl` and `calls_test.jsonl` (8 kHz, through the `physical` telephone channel, whose draw is in the
 column `channel`), their recordings in `audio/`, `keywords.txt`, `lm_text.txt` and `corpus.json`. No voice, no babble
 and no sentence of a validation or test set occurs in training; of a test set, 30 % use templates, and 20 % hold one
-of ten keywords, that no training text has (columns `template` and `keyword`). Same arguments and library versions,
+of ten keywords, that no training text has (columns `template` and `keyword`). Half of the wideband training speech are
+fragments of sentences, which cannot be guessed. Same arguments and library versions,
 same bytes; the same command again finishes what an interrupt left, or finds that all is there.
 """
 
@@ -34,7 +35,7 @@ from nest_hf.data.writers import whole_file
 from nest_hf.parsing import error_line, parse_arguments
 
 SCALES = {
-    "full": {"hours": 2.0, "call_hours": 0.5, "test_utterances": 300, "lm_sentences": 20_000},
+    "full": {"hours": 10.0, "call_hours": 0.5, "test_utterances": 300, "lm_sentences": 20_000},
     "smoke": {"hours": 0.2, "call_hours": 0.05, "test_utterances": 60, "lm_sentences": 2000},
 }
 RESULTS = (*(f"{name}.jsonl" for name in SETS), "keywords.txt", "lm_text.txt", "corpus.json")
@@ -44,7 +45,7 @@ RESULTS = (*(f"{name}.jsonl" for name in SETS), "keywords.txt", "lm_text.txt", "
 class CallCorpusArguments:
     output_dir: str | None = HfArg(default=None, help="Folder to fill.")
     scale: Literal["full", "smoke"] = HfArg(default="full", help="What the sizes below are where they are not given.")
-    hours: float | None = HfArg(default=None, help="Wideband training speech, near enough. Full: 2.0.")
+    hours: float | None = HfArg(default=None, help="Wideband training speech, near enough. Full: 10.0.")
     call_hours: float | None = HfArg(default=None, help="Training calls, near enough. Full: 0.5.")
     test_utterances: int | None = HfArg(default=None, help="In each test set; validation has half. Full: 300.")
     lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt. Full: 20000.")

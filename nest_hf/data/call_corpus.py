@@ -8,7 +8,7 @@ import numpy as np
 import soxr
 
 from .audio_encoding import encode_audio, write_whole
-from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_sentence
+from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_fragments, draw_sentence
 from .espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
 from .seeding import generator_of, seed_of
 from .telephone import TelephoneChannel
@@ -99,6 +99,7 @@ def plan_corpus(
     """
     Who says what: the utterances of each of `SETS`, and the texts for a language model.
 
+    Every second wideband recording of training has fragments of sentences, see [`~call_grammar.draw_fragments`].
     Validation sets are half as large as test sets and use seen templates and keywords. No sentence of validation or
     test occurs in training, in another of these sets, or in the texts for a language model.
     """
@@ -126,7 +127,9 @@ def plan_corpus(
 
         if split_of(name) == "train":
             left_s = 3600 * (call_hours if name.startswith("calls") else hours)
-            for sentence in draw_training_texts(rng):
+            for index, sentence in enumerate(draw_training_texts(rng)):
+                if name == "train" and index % 2:  # an encoder that knows the templates by heart would not listen
+                    sentence = draw_fragments(rng)
                 known.add(sentence.text)
                 left_s -= add(sentence)
                 if left_s <= 0:

@@ -78,7 +78,10 @@ DIGITS, TELEPHONE_DIGITS = "零一二三四五六七八九", "零幺二三四五
 
 @dataclass(frozen=True)
 class Sentence:
-    """What is said, and whether training texts know its `template` and its `keyword` (`seen`, `unseen`, `none`)."""
+    """
+    What is said, and whether training texts know its `template` and its `keyword` (`seen`, `unseen`, `none`); of
+    fragments `domain` and `template` are `none`.
+    """
 
     text: str
     domain: str
@@ -160,6 +163,24 @@ def draw_sentence(rng: np.random.Generator, *, seen_template: bool = True, keywo
     has_seen = any(word in text for words in KEYWORDS.values() for word in words)
     kind = "unseen" if unseen else "seen" if has_seen else "none"
     return Sentence(text, domain, "seen" if seen_template else "unseen", kind)
+
+
+def draw_fragments(rng: np.random.Generator) -> Sentence:
+    """
+    Pieces of 2 to 5 characters of sentences, one after another: who hears them has to listen, for they are no sentence
+    that could be guessed. None of `UNSEEN_KEYWORDS` occurs.
+    """
+    unseen = [word for words in UNSEEN_KEYWORDS.values() for word in words]
+    while True:
+        text, length = "", int(rng.integers(NUM_CHARACTERS[0], NUM_CHARACTERS[1] - 4))
+        while len(text) < length:
+            sentence = draw_sentence(rng).text
+            start = int(rng.integers(len(sentence) - 1))
+            text += sentence[start : start + int(rng.integers(2, 6))]
+        if not any(word in text for word in unseen):
+            break
+    has_seen = any(word in text for words in KEYWORDS.values() for word in words)
+    return Sentence(text, "none", "none", "seen" if has_seen else "none")
 
 
 def literal_pieces(template: str) -> list[str]:
