@@ -13,7 +13,7 @@ from .bootstrap import bootstrap_interval
 from .data.audio_encoding import write_whole
 from .error_rates import character_errors
 from .hypotheses import read_hypotheses
-from .listening import heard_in_silence, swapped_cer
+from .listening import heard_without_speech, swapped_cer
 from .recognisers import open_recogniser
 from .scoring_run import ScoringArguments, score
 from .text_table import percent, text_table
@@ -38,7 +38,8 @@ class EvaluationArguments:
     num_beams: int = HfArg(default=1, help="Beams of the language model.")
     hotwords: str | None = HfArg(default=None, help="A file of words that may be said.")
     listening: bool = HfArg(
-        default=False, help="Also the CER with recordings swapped for others as long, and what is heard in silence."
+        default=False,
+        help="Also the CER with recordings swapped for others as long, and what is heard in silence and noise.",
     )
     language: str | None = HfArg(default=None, help="Of the speech.")
     batch_duration_s: float = HfArg(default=160.0, help="Seconds of a batch.")
@@ -95,10 +96,13 @@ def evaluate(args: EvaluationArguments) -> None:
         if others:
             rates["retention_cer"] = _rate(metrics["retention"]["systems"][system]["cer"], "cer")
         if args.listening:
-            swapped, _ = swapped_cer(read_hypotheses(hypotheses[target][system]), level=args.level)
-            silence = heard_in_silence(open_recogniser(args.systems[system], dtype=DTYPES[args.dtype], device=device))
-            rates["swapped_cer"] = {"value": swapped, "interval": None}
-            rates["texts_in_silence"] = f"{sum(map(bool, silence))} of {len(silence)}"
+            swapped, apart_s = swapped_cer(read_hypotheses(hypotheses[target][system]), level=args.level)
+            without_speech = heard_without_speech(
+                open_recogniser(args.systems[system], dtype=DTYPES[args.dtype], device=device)
+            )
+            rates["swapped_cer"] = {"value": swapped, "interval": None, "apart_s": apart_s}
+            for kind, texts in without_speech.items():
+                rates[f"texts_in_{kind}"] = f"{sum(map(bool, texts))} of {len(texts)}"
         summary[system] = rates
     print(f"\n{summary_table(summary, target, others)}\n")
     write_whole(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
@@ -129,7 +133,7 @@ def summary_table(summary: dict, target: str, others: list[str]) -> str:
     if others:
         columns["retention_cer"] = f"CER {others[0]}"
     if any("swapped_cer" in rates for rates in summary.values()):
-        columns |= {"swapped_cer": "CER swapped", "texts_in_silence": "texts in silence"}
+        columns |= {"swapped_cer": "CER swapped", "texts_in_silence": "texts in silence", "texts_in_noise": "in noise"}
     rows = [[system, *(_cell(rates.get(name)) for name in columns)] for system, rates in summary.items()]
     return text_table([f"{target}, %", *columns.values()], rows)
 

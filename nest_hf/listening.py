@@ -1,4 +1,4 @@
-"""Whether a recogniser listens: recordings swapped for others of equal length, and silence."""
+"""Whether a recogniser listens: recordings swapped for others of equal length, silence, and noise."""
 
 from collections.abc import Sequence
 
@@ -37,19 +37,24 @@ def swapped_cer(rows: Sequence[dict], *, level: str) -> tuple[float, float]:
     return float(counts.errors.sum() / counts.num_tokens.sum()), float(np.median(apart))
 
 
-def heard_in_silence(recogniser, *, seed: int = 0) -> list[str]:
+def heard_without_speech(recogniser, *, seed: int = 0) -> dict[str, list[str]]:
     """
-    What is written for digital silence and for faint noise, of 0.5 to 10 seconds: empty texts, if all is well.
+    What is written for digital silence and for faint noise, of 0.5 to 10 seconds: empty texts, if all is well. As
+    features are normalised for each recording, noise is as loud to a model as speech.
 
     Args:
         recogniser: Of [`~recognisers.open_recogniser`].
         seed (`int`, *optional*, defaults to 0): Of the noise.
+
+    Returns:
+        `dict[str, list[str]]`: The texts of `silence` and of `noise`.
     """
     rng = np.random.default_rng(seed)
     rate = recogniser.sampling_rate
-    waves = [np.zeros(round(seconds * rate), np.float32) for seconds in SILENCE_S]
-    waves += [HISS * rng.standard_normal(len(wave)).astype(np.float32) for wave in waves]
-    return [heard.text for heard in recogniser(waves, sampling_rate=rate)]
+    silence = [np.zeros(round(seconds * rate), np.float32) for seconds in SILENCE_S]
+    noise = [HISS * rng.standard_normal(len(wave)).astype(np.float32) for wave in silence]
+    texts = [heard.text for heard in recogniser(silence + noise, sampling_rate=rate)]
+    return {"silence": texts[: len(silence)], "noise": texts[len(silence) :]}
 
 
-__all__ = ["heard_in_silence", "swapped_cer"]
+__all__ = ["heard_without_speech", "swapped_cer"]

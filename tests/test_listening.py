@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nest_hf.listening import heard_in_silence, swapped_cer
+from nest_hf.listening import heard_without_speech, swapped_cer
 
 
 def rows(texts, references, durations):
@@ -42,7 +42,7 @@ def test_silence_is_still_and_of_several_lengths():
             return [type("Heard", (), {"text": "x" if np.abs(wave).max() > 0 else ""}) for wave in waves]
 
     recorder = Recorder()
-    heard = heard_in_silence(recorder)
-    assert heard == [""] * 5 + ["x"] * 5
+    heard = heard_without_speech(recorder)
+    assert heard == {"silence": [""] * 5, "noise": ["x"] * 5}
     assert len({len(wave) for wave in recorder.waves}) == 5
     assert max(np.sqrt(np.mean(wave**2)) for wave in recorder.waves) < 0.0011
