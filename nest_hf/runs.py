@@ -90,6 +90,14 @@ def finish_run(trainer: PlannedTrainer, *, validated: bool, metrics: dict | None
     return True
 
 
+def end_processes() -> None:
+    """Waits until all processes have done their work, and closes their group: a process that goes early, while another
+    still listens to it, would make that one abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def changed_options(then: dict, now: dict) -> list[str]:
     """Options that differ and that change the result, each with its value then and now."""
     names = sorted(name for name in then.keys() | now.keys() if not name.startswith(NOT_IN_THE_RESULT))

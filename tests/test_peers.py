@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_asr import tiny_model, tiny_processor, waves
 from tiny_peers import fun_asr_nano, parakeet, qwen2_audio, wav2vec2, whisper
-from transformers import AutoModelForCTC, AutoProcessor, BertConfig, BertModel
+from transformers import AutoModelForCTC, AutoProcessor, AutoTokenizer, BertConfig, BertModel
 
 from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.handover import write_pointer
@@ -130,7 +130,8 @@ def test_more_audio_than_whisper_hears_is_refused_rather_than_cut(folders):
 def test_an_answer_is_cut_off_at_its_budget_and_says_so(folders):
     settings = DecodingSettings(tokens_per_s=1e-3)
     (result,) = open_recogniser(folders["fun_asr_nano"], settings=settings)(waves(1.0))
-    assert result.hit_max_new_tokens and len(result.text) <= 17
+    tokens = AutoTokenizer.from_pretrained(folders["fun_asr_nano"])(result.text, add_special_tokens=False).input_ids
+    assert result.hit_max_new_tokens and len(tokens) <= 17
 
 
 def test_a_model_that_does_not_transcribe_is_refused(folders, tmp_path):

@@ -16,6 +16,7 @@ import sys
 from nest_hf.finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
 from nest_hf.finetuning_run import finetune
 from nest_hf.parsing import error_line, parse_arguments
+from nest_hf.runs import end_processes
 
 
 def main():
@@ -25,5 +26,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+        end_processes()
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error_line(error)}")  # a progress bar may stand in the line before

@@ -39,7 +39,7 @@ from nest_hf.data import (
 from nest_hf.handover import RECORD, read_record, verify, write_record
 from nest_hf.hub import push_run
 from nest_hf.parsing import error_line, parse_arguments, resolved, save_resolved
-from nest_hf.runs import finish_run, start_run
+from nest_hf.runs import end_processes, finish_run, start_run
 from nest_hf.trainer import NestTrainer
 
 logger = logging.getLogger("pretrain")
@@ -291,5 +291,6 @@ def announce(model, reports, sampler, args, resume) -> None:
 if __name__ == "__main__":
     try:
         main()
+        end_processes()
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error_line(error)}")  # a progress bar may stand in the line before

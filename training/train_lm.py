@@ -12,6 +12,7 @@ import sys
 
 from nest_hf.language_model import LanguageModelArguments, LanguageModelTrainingArguments, train_language_model
 from nest_hf.parsing import error_line, parse_arguments
+from nest_hf.runs import end_processes
 
 
 def main():
@@ -21,5 +22,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
+        end_processes()
     except (ValueError, OSError) as error:
         sys.exit(f"\n{error_line(error)}")
