@@ -8,6 +8,9 @@ DEMO := demo/$(SCALE)
 PRETRAIN_smoke := --max_steps 10 --eval_steps 10 --save_steps 10
 STAGES_smoke := --options '{"max_steps": 6, "eval_steps": 6, "save_steps": 6, "warmup_steps": 2}'
 
+# tests run in so many processes, of one thread each
+WORKERS ?= 2
+
 .PHONY: demo test quick lint clean
 
 demo: .venv/installed
@@ -17,10 +20,10 @@ demo: .venv/installed
 	$(PY) training/run_stages.py configs/demo.yaml --output_dir $(DEMO) $(STAGES_$(SCALE))
 
 test: .venv/installed
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile
 
 quick: .venv/installed
-	$(PY) -m pytest -q -m "not slow"
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile -m "not slow"
 
 lint: .venv/installed
 	$(PY) -m ruff check .

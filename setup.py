@@ -50,6 +50,7 @@ setup(
             "jiwer>=4,<5",
             "matplotlib>=3.8,<4",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ray[data]>=2.50,<3",
             "ruff>=0.12,<1",
             "silero-vad>=6.2,<7",
