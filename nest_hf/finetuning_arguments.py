@@ -119,6 +119,9 @@ class FinetuneDataArguments:
         metadata={"help": "Hide parts of the features in training: freq_masks, freq_width, time_masks, time_width; "
                   "{} for the usual ones."},
     )  # fmt: skip
+    no_speech_share: float = field(
+        default=0.0, metadata={"help": "Share of the recordings that become noise with no text, anew in each epoch."}
+    )
     mix: str = field(
         default="all",
         metadata={"help": "Several domains (name=source): all rows once, or `temperature`, `random`, `round-robin`."},
@@ -144,6 +147,8 @@ class FinetuneDataArguments:
     def __post_init__(self):
         if self.spec_augment is not None:
             SpecAugment.from_config(self.spec_augment)
+        if not 0 <= self.no_speech_share < 1:
+            raise ValueError(f"`no_speech_share` is {self.no_speech_share}; it must be at least 0 and less than 1.")
         if self.batch_budget is None and self.budget_unit != "seconds":
             raise ValueError("`budget_unit` has no effect without `batch_budget`; give it too.")
         if self.budget_unit not in UNITS:

@@ -268,7 +268,12 @@ def _batches(data: FinetuneData, data_args, args, model, processor, *, seed: int
     share = data_args.wideband_share or 0.0
     channel = telephone_channel(data_args.channel, share, talkers=data.train.rows, noise=None, seed=seed)
     train = LabelledDataset(
-        data.train, channel=channel, channel_domains=data_args.channel_domains, wideband_share=share, **audio
+        data.train,
+        no_speech_share=data_args.no_speech_share,
+        channel=channel,
+        channel_domains=data_args.channel_domains,
+        wideband_share=share,
+        **audio,
     )
     lengths = labelled_lengths(data.train, data_args.budget_unit, processor, subsampling_factor)
     sampler = plan(data.train, lengths, data_args, args, args.per_device_train_batch_size, train=True, seed=seed)

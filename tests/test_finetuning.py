@@ -126,6 +126,32 @@ def test_impossible_targets_are_reported_with_their_ids(tmp_path):
     assert trainer.state.log_history[0]["ctc_impossible"] == 1
 
 
+def test_a_share_of_the_recordings_becomes_noise_without_text_anew_in_each_epoch(labelled):
+    plain, noisy = LabelledDataset(labelled), LabelledDataset(labelled, no_speech_share=0.25)
+    replaced = []
+    for epoch in range(20):
+        for row in range(len(labelled.rows)):
+            key = ExampleKey(epoch, (row,))
+            heard, example = plain[key], noisy[key]
+            assert len(example.audio.wave) == len(heard.audio.wave) and example.audio.id == heard.audio.id
+            if np.array_equal(example.audio.wave, heard.audio.wave):
+                assert (example.text, example.ctc_text) == (heard.text, heard.ctc_text)
+                continue
+            replaced.append((epoch, row))
+            assert (example.text, example.ctc_text) == ("", "") and 0 < np.abs(example.audio.wave).max() < 1
+            assert np.array_equal(example.audio.wave, noisy[key].audio.wave)
+    assert 0.15 < len(replaced) / (20 * len(labelled.rows)) < 0.35
+    assert len({epoch for epoch, _ in replaced}) > 10 and len({row for _, row in replaced}) == len(labelled.rows)
+
+
+def test_a_batch_of_noise_alone_is_learned_from(labelled, tmp_path):
+    trainer = trainer_of("asr", labelled, tmp_path, plan_of([0, 1]))
+    trainer.train_dataset = LabelledDataset(labelled, no_speech_share=0.999999)
+    trainer.train()
+    losses = trainer.state.log_history[0]
+    assert losses["lm_loss"] > 0 and losses["ctc_loss"] > 0 and np.isfinite(losses["loss"])
+
+
 def test_lengths_are_those_of_the_batch(labelled):
     for task, unit, key in (("asr", "llm_tokens", "attention_mask"), ("ctc", "mel_frames", "input_features_mask")):
         model, processor = recogniser(task)
@@ -219,6 +245,7 @@ def test_sixteen_utterances_are_learned_by_heart_and_by_ear(tmp_path):
     trainer = trainer_of(
         "asr", labelled, tmp_path, plan, model, max_steps=500, learning_rate=2e-3, warmup_steps=20, logging_steps=50
     )
+    trainer.train_dataset = LabelledDataset(labelled, no_speech_share=0.1)
     trainer.train()
     metrics = trainer.evaluate()
     print({name: value for name, value in metrics.items() if "cer" in name})

@@ -102,12 +102,15 @@ class LabelledDataset(Dataset):
 
     Args:
         labelled ([`LabelledRows`]): Recordings and texts.
+        no_speech_share (`float`, *optional*, defaults to 0.0):
+            Share of the recordings that become noise of the same length, with empty texts; drawn anew in each epoch.
         options: As of [`PretrainingDataset`]: `channel`, `wideband_share`, `sampling_rate`, `resample`, `seed`,
             `on_bad_audio`.
     """
 
-    def __init__(self, labelled: LabelledRows, **options):
+    def __init__(self, labelled: LabelledRows, *, no_speech_share: float = 0.0, **options):
         self.labelled = labelled
+        self.no_speech_share = no_speech_share
         self.audio = PretrainingDataset(labelled.rows, **options)
 
     def __len__(self) -> int:
@@ -116,7 +119,30 @@ class LabelledDataset(Dataset):
     def __getitem__(self, key: ExampleKey) -> LabelledExample:
         (row,) = key.rows
         labelled = self.labelled
+        if self.no_speech_share:
+            recording = labelled.rows[row]
+            rng = generator_of(self.audio.seed, key.epoch, recording["id"], "no speech")
+            if rng.random() < self.no_speech_share:
+                array = draw_noise(round(recording["duration"] * self.audio.sampling_rate), rng)
+                noise = {
+                    **recording,
+                    "audio": {"array": array, "sampling_rate": self.audio.sampling_rate},
+                    "offset": 0.0,
+                }
+                return LabelledExample(self.audio.example([noise], key.epoch), "", "", labelled.requests[row])
         return LabelledExample(self.audio[key], labelled.texts[row], labelled.ctc_texts[row], labelled.requests[row])
+
+
+def draw_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
+    """
+    Noise as on a line on which nobody speaks, (N,) float32: between white and brown, -80 to -30 dBFS. A recogniser
+    whose features are normalised for each recording hears it as loud as speech.
+    """
+    slope, level_db = rng.uniform(0, 1), rng.uniform(-80, -30)
+    spectrum = np.fft.rfft(rng.standard_normal(max(num_samples, 2)))
+    spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** -slope  # amplitudes: white, pink at 1/2, brown at 1
+    wave = np.fft.irfft(spectrum, max(num_samples, 2))[:num_samples]
+    return (wave * 10 ** (level_db / 20) / max(np.sqrt(np.mean(wave**2)), 1e-12)).astype(np.float32)
 
 
 class LabelledCollator:
