@@ -138,6 +138,22 @@ def test_a_duplicate_id_names_both_places(folder):
         assert part in str(caught.value)
 
 
+def test_ids_that_two_domains_share_are_led_by_them(folder):
+    first = manifest(folder, [record(0, id="a"), record(1, id="b")], "a.json")
+    second = manifest(folder, [record(2, id="c"), record(3, id="b")], "b.json")
+    rows = load_speech_dataset([f"wide={first}", f"calls={second}"])
+    assert (
+        rows["id"][:] == ["wide/a", "wide/b", "calls/c", "calls/b"]
+        and rows["domain"][:] == ["wide"] * 2 + ["calls"] * 2
+    )
+    assert rows["audio"][3]["path"].endswith("3.wav")
+    assert load_speech_dataset([f"wide={first}", f"calls={manifest(folder, [record(2, id='c')], 'c.json')}"])["id"][
+        :
+    ] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="'wide/b' is in"):  # one domain is no excuse
+        load_speech_dataset([f"wide={first}", f"wide={second}", f"calls={first}"])
+
+
 def test_sources_come_as_list_or_comma_separated_and_made_ids_do_not_clash(folder):
     one, two = manifest(folder, [record(0), record(1)], "one.json"), manifest(folder, [record(1)], "two.json")
     from_list, from_string = load_speech_dataset([one, two]), load_speech_dataset(f"{one}, {two}")

@@ -192,7 +192,7 @@ def make_shard(shard: Shard) -> list[dict]:
                 "id": utterance.id,
                 "template": sentence.template,
                 "keyword": sentence.keyword,
-                "domain": sentence.domain,
+                "business": sentence.domain,
                 **extra,
             }
         )

@@ -137,7 +137,7 @@ def load_with_report(
         limits = {"low": low, "high": high}
         return dataset.filter(_are_within, input_columns=["duration"], batched=True, fn_kwargs=limits), report
 
-    dataset = datasets.concatenate_datasets(parts)
+    dataset = datasets.concatenate_datasets(_told_apart(sources, parts))
     _refuse_duplicate_ids(dataset)
     durations = dataset.data.column("duration").to_numpy().copy()  # NaN where unknown
     drop: dict[str, list[int]] = {}
@@ -297,6 +297,21 @@ def _interleaved(
         raise ValueError(f"`mix_weights` must hold {len(parts)} weights above 0, one per source, not {weights}.")
     shares = [weight / sum(weights) for weight in weights]
     return datasets.interleave_datasets(parts, shares, seed=seed, stopping_strategy="all_exhausted")
+
+
+def _told_apart(sources: list[Source], parts: list[datasets.Dataset]) -> list[datasets.Dataset]:
+    """Where an id is in two domains, as of a recording and its simulated call, ids are led by their domains."""
+    seen: dict[str, set[str]] = {}
+    for source, part in zip(sources, parts, strict=True):
+        seen.setdefault(source.origin.domain or "", set()).update(part.data.column("id").to_pylist())
+    if len(set().union(*seen.values())) == sum(map(len, seen.values())):
+        return parts
+
+    def lead(part: datasets.Dataset, domain: str | None) -> datasets.Dataset:
+        ids = part.data.column("id").to_pylist()
+        return part.remove_columns("id").add_column("id", [f"{domain}/{key}" for key in ids]) if domain else part
+
+    return [lead(part, source.origin.domain) for source, part in zip(sources, parts, strict=True)]
 
 
 def _refuse_duplicate_ids(dataset: datasets.Dataset) -> None:
