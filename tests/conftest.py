@@ -3,3 +3,8 @@
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--trained_model", help="a recogniser's folder, for test_trained_model.py")
+    parser.addoption("--recordings", help="a manifest of recordings that it was not trained on, in its language")
