@@ -122,6 +122,10 @@ class FinetuneDataArguments:
     no_speech_share: float = field(
         default=0.0, metadata={"help": "Share of the recordings that become noise with no text, anew in each epoch."}
     )
+    hotword_share: float = field(
+        default=0.0,
+        metadata={"help": "Share of the recordings whose prompt names hotwords: words of their text and of others."},
+    )
     mix: str = field(
         default="all",
         metadata={"help": "Several domains (name=source): all rows once, or `temperature`, `random`, `round-robin`."},
@@ -149,6 +153,8 @@ class FinetuneDataArguments:
             SpecAugment.from_config(self.spec_augment)
         if not 0 <= self.no_speech_share < 1:
             raise ValueError(f"`no_speech_share` is {self.no_speech_share}; it must be at least 0 and less than 1.")
+        if not 0 <= self.hotword_share <= 1:
+            raise ValueError(f"`hotword_share` is {self.hotword_share}; it must lie between 0 and 1.")
         if self.batch_budget is None and self.budget_unit != "seconds":
             raise ValueError("`budget_unit` has no effect without `batch_budget`; give it too.")
         if self.budget_unit not in UNITS:

@@ -270,6 +270,7 @@ def _batches(data: FinetuneData, data_args, args, model, processor, *, seed: int
     train = LabelledDataset(
         data.train,
         no_speech_share=data_args.no_speech_share,
+        hotword_share=data_args.hotword_share,
         channel=channel,
         channel_domains=data_args.channel_domains,
         wideband_share=share,

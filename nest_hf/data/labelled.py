@@ -15,6 +15,7 @@ from ..processing_nest_asr import NestAsrProcessor
 from ..text import normalize
 from .batching import ExampleKey
 from .filters import filter_annotation_errors
+from .hotword_draws import draw_hotwords
 from .lengths import row_lengths
 from .pretraining import Example, PretrainingDataset
 from .report import LoadReport
@@ -104,13 +105,17 @@ class LabelledDataset(Dataset):
         labelled ([`LabelledRows`]): Recordings and texts.
         no_speech_share (`float`, *optional*, defaults to 0.0):
             Share of the recordings that become noise of the same length, with empty texts; drawn anew in each epoch.
+        hotword_share (`float`, *optional*, defaults to 0.0):
+            Share of the recordings whose prompt names hotwords, see [`~hotword_draws.draw_hotwords`]; those that have
+            keywords of their own keep them.
         options: As of [`PretrainingDataset`]: `channel`, `wideband_share`, `sampling_rate`, `resample`, `seed`,
             `on_bad_audio`.
     """
 
-    def __init__(self, labelled: LabelledRows, *, no_speech_share: float = 0.0, **options):
+    def __init__(self, labelled: LabelledRows, *, no_speech_share: float = 0.0, hotword_share: float = 0.0, **options):
         self.labelled = labelled
         self.no_speech_share = no_speech_share
+        self.hotword_share = hotword_share
         self.audio = PretrainingDataset(labelled.rows, **options)
 
     def __len__(self) -> int:
@@ -119,18 +124,25 @@ class LabelledDataset(Dataset):
     def __getitem__(self, key: ExampleKey) -> LabelledExample:
         (row,) = key.rows
         labelled = self.labelled
+        text, ctc_text, request = labelled.texts[row], labelled.ctc_texts[row], labelled.requests[row]
+        if self.hotword_share and not request.keywords:
+            rng = self._generator(row, key, "hotwords")
+            if rng.random() < self.hotword_share:
+                request = request._replace(keywords=draw_hotwords(text, labelled.texts, rng))
         if self.no_speech_share:
-            recording = labelled.rows[row]
-            rng = generator_of(self.audio.seed, key.epoch, recording["id"], "no speech")
+            rng = self._generator(row, key, "no speech")
             if rng.random() < self.no_speech_share:
-                array = draw_noise(round(recording["duration"] * self.audio.sampling_rate), rng)
-                noise = {
-                    **recording,
-                    "audio": {"array": array, "sampling_rate": self.audio.sampling_rate},
-                    "offset": 0.0,
-                }
-                return LabelledExample(self.audio.example([noise], key.epoch), "", "", labelled.requests[row])
-        return LabelledExample(self.audio[key], labelled.texts[row], labelled.ctc_texts[row], labelled.requests[row])
+                return LabelledExample(self._noise(row, key, rng), "", "", request)
+        return LabelledExample(self.audio[key], text, ctc_text, request)
+
+    def _generator(self, row: int, key: ExampleKey, purpose: str) -> np.random.Generator:
+        return generator_of(self.audio.seed, key.epoch, self.labelled.rows[row]["id"], purpose)
+
+    def _noise(self, row: int, key: ExampleKey, rng: np.random.Generator) -> Example:
+        """Noise as long as the recording, through the channel if there is one."""
+        recording, rate = self.labelled.rows[row], self.audio.sampling_rate
+        noise = {"array": draw_noise(round(recording["duration"] * rate), rng), "sampling_rate": rate}
+        return self.audio.example([{**recording, "audio": noise, "offset": 0.0}], key.epoch)
 
 
 def draw_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
