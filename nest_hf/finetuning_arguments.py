@@ -126,6 +126,12 @@ class FinetuneDataArguments:
         default=0.0,
         metadata={"help": "Share of the recordings whose prompt names hotwords: words of their text and of others."},
     )
+    answer_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the answer's tokens that the language model misreads in training, so that it listens."
+        },
+    )
     mix: str = field(
         default="all",
         metadata={"help": "Several domains (name=source): all rows once, or `temperature`, `random`, `round-robin`."},
@@ -153,6 +159,8 @@ class FinetuneDataArguments:
             SpecAugment.from_config(self.spec_augment)
         if not 0 <= self.no_speech_share < 1:
             raise ValueError(f"`no_speech_share` is {self.no_speech_share}; it must be at least 0 and less than 1.")
+        if not 0 <= self.answer_noise < 1:
+            raise ValueError(f"`answer_noise` is {self.answer_noise}; it must be at least 0 and less than 1.")
         if not 0 <= self.hotword_share <= 1:
             raise ValueError(f"`hotword_share` is {self.hotword_share}; it must lie between 0 and 1.")
         if self.batch_budget is None and self.budget_unit != "seconds":

@@ -114,6 +114,9 @@ def finetune(
     # 2. model
     model, processor = load_recogniser(model_args, data.train.ctc_texts)
     is_asr = model.config.model_type == "nest_asr"
+    for name in () if is_asr else ("answer_noise", "hotword_share"):
+        if getattr(data_args, name):
+            raise ValueError(f"`{name}` is of the language model, which `task` ctc has not; leave it out.")
     if args.predict_with_generate and is_asr and model.config.lm_weight == 0:
         args.predict_with_generate = False  # an untrained language model has nothing to say
     trainable = model_args.trainable or ["*"]
@@ -281,7 +284,12 @@ def _batches(data: FinetuneData, data_args, args, model, processor, *, seed: int
     dither = getattr(extractor, "dither", 0.0)  # extractors of transformers have none
     masks = None if data_args.spec_augment is None else SpecAugment.from_config(data_args.spec_augment)
     collator = LabelledCollator(
-        processor, subsampling_factor=subsampling_factor, dither=dither, seed=seed, spec_augment=masks
+        processor,
+        subsampling_factor=subsampling_factor,
+        dither=dither,
+        seed=seed,
+        spec_augment=masks,
+        answer_noise=data_args.answer_noise,
     )
     eval_sets = {}
     for name, labelled in data.evals.items():

@@ -152,6 +152,23 @@ def test_a_batch_of_noise_alone_is_learned_from(labelled, tmp_path):
     assert losses["lm_loss"] > 0 and losses["ctc_loss"] > 0 and np.isfinite(losses["loss"])
 
 
+def test_a_share_of_the_answer_is_misread_and_nothing_else(labelled):
+    _, processor = recogniser("asr")
+    dataset, options = LabelledDataset(labelled), {"subsampling_factor": 8}
+    plain, noisy = LabelledCollator(processor, **options), LabelledCollator(processor, answer_noise=0.3, **options)
+    changed, answers = 0, 0
+    for epoch in range(30):
+        examples = [dataset[ExampleKey(epoch, (row,))] for row in range(len(dataset))]
+        expected, batch = plain(examples), noisy(examples)
+        assert torch.equal(batch["labels"], expected["labels"])
+        misread = batch["input_ids"] != expected["input_ids"]
+        assert not misread[batch["labels"] == -100].any()  # prompts, audio and padding
+        assert not set(batch["input_ids"][misread].tolist()) & set(processor.tokenizer.all_special_ids)
+        assert torch.equal(batch["input_ids"], noisy(examples)["input_ids"])
+        changed, answers = changed + int(misread.sum()), answers + int((batch["labels"] != -100).sum())
+    assert 0.25 < changed / answers < 0.33
+
+
 def test_lengths_are_those_of_the_batch(labelled):
     for task, unit, key in (("asr", "llm_tokens", "attention_mask"), ("ctc", "mel_frames", "input_features_mask")):
         model, processor = recogniser(task)

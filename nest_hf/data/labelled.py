@@ -167,6 +167,9 @@ class LabelledCollator:
         dither (`float`, *optional*, defaults to 0.0): Standard deviation of noise added to the waveforms.
         seed (`int`, *optional*, defaults to 0): Seeds the dither and the masks.
         spec_augment ([`SpecAugment`], *optional*): Hides a part of the features.
+        answer_noise (`float`, *optional*, defaults to 0.0):
+            Share of an answer's tokens that the language model reads as any other while it learns the next one, which
+            it then has to hear and cannot guess from those before.
 
     Returns, when called on a list of B [`LabelledExample`]s:
         `input_features` (B, F, M), `input_features_mask` (B, F), `ctc_labels` (B, U); for a [`NestAsrProcessor`] also
@@ -175,9 +178,13 @@ class LabelledCollator:
     """
 
     def __init__(self, processor, *, subsampling_factor: int, dither: float = 0.0, seed: int = 0,
-                 spec_augment: SpecAugment | None = None):  # fmt: skip
+                 spec_augment: SpecAugment | None = None, answer_noise: float = 0.0):  # fmt: skip
         self.processor = processor
         self.spec_augment = spec_augment
+        self.answer_noise = answer_noise
+        if answer_noise:
+            tokenizer = processor.tokenizer
+            self.ordinary_ids = np.setdiff1d(np.arange(len(tokenizer)), tokenizer.all_special_ids)
         self.subsampling_factor = subsampling_factor
         self.dither = dither
         self.seed = seed
@@ -193,6 +200,8 @@ class LabelledCollator:
             drawn = [generator_of(self.seed, e.audio.epoch, e.audio.id, "spec_augment") for e in examples]
             lengths = batch["input_features_mask"].sum(-1)
             batch["input_features"] = self.spec_augment(batch["input_features"], lengths, drawn)
+        if self.answer_noise and "labels" in batch:
+            batch["input_ids"] = self._misread(batch["input_ids"], batch["labels"], examples)
         if not usable:  # nothing to learn from, yet every process does its step
             batch = {key: torch.full_like(v, -100) if key in LABELS else v for key, v in batch.items()}
         elif "ctc_labels" in batch:
@@ -204,6 +213,16 @@ class LabelledCollator:
             ]
         texts = {"texts": [e.text for e in examples], "ctc_texts": [e.ctc_text for e in examples]}
         return {**batch, **texts, "ids": ids, "notes": notes}
+
+    def _misread(self, ids: torch.Tensor, labels: torch.Tensor, examples: list[LabelledExample]) -> torch.Tensor:
+        """`ids` (B, L) in which a share of the answers' tokens is another one."""
+        ids = ids.clone()
+        for row, example in enumerate(examples):
+            places = torch.nonzero(labels[row] != -100).flatten()
+            rng = generator_of(self.seed, example.audio.epoch, example.audio.id, "answer noise")
+            places = places[torch.from_numpy(rng.random(len(places)) < self.answer_noise)]
+            ids[row, places] = torch.from_numpy(rng.choice(self.ordinary_ids, len(places)))
+        return ids
 
     def _dithered(self, audio: Example) -> np.ndarray:
         if not self.dither:
