@@ -111,6 +111,7 @@ def test_every_option_in_the_text_is_one_of_some_script(page):
     scripts = [path.relative_to(ROOT).as_posix() for path in ROOT.glob("[te]*/*.py") if path.parent.name != "tests"]
     modules = [f"nest_hf/{name}.py" for name in ("convert_nemo", "convert_fun_asr")]
     known = set().union(*map(options, (*scripts, *modules)), *map(launcher_options, ("accelerate", "torchrun")))
+    known |= {"trained_model", "recordings"}  # of tests/conftest.py
     spans = re.findall(r"`([^`]+)`", prose(page))
     named = {name for span in spans for name in re.findall(r"(?<![\w-])--([a-z_]+)(?![\w-])", span)}
     assert named - known - {"help"} == set()
