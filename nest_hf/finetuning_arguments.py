@@ -122,6 +122,10 @@ class FinetuneDataArguments:
     no_speech_share: float = field(
         default=0.0, metadata={"help": "Share of the recordings that become noise with no text, anew in each epoch."}
     )
+    join_to_s: float | None = field(
+        default=None,
+        metadata={"help": "Join shorter training recordings to about so many seconds, others in each epoch."},
+    )
     hotword_share: float = field(
         default=0.0,
         metadata={"help": "Share of the recordings whose prompt names hotwords: words of their text and of others."},
@@ -159,6 +163,11 @@ class FinetuneDataArguments:
             SpecAugment.from_config(self.spec_augment)
         if not 0 <= self.no_speech_share < 1:
             raise ValueError(f"`no_speech_share` is {self.no_speech_share}; it must be at least 0 and less than 1.")
+        if self.join_to_s is not None and not 0 < 2.5 * self.join_to_s <= self.max_duration_s:
+            raise ValueError(
+                f"`join_to_s` is {self.join_to_s}; joined recordings may be 2.5 times as long: it must lie between "
+                f"0 and {self.max_duration_s / 2.5:g} (`max_duration_s` / 2.5)."
+            )
         if not 0 <= self.answer_noise < 1:
             raise ValueError(f"`answer_noise` is {self.answer_noise}; it must be at least 0 and less than 1.")
         if not 0 <= self.hotword_share <= 1:

@@ -307,6 +307,9 @@ def plan(labelled, lengths, data_args, args, batch_size: int, *, train: bool, se
     """Which recordings make up which batch."""
     budget = data_args.batch_budget
     mixes = train and data_args.mix != "all"
+    join_to = None
+    if train and data_args.join_to_s:  # in units of the lengths
+        join_to = data_args.join_to_s * float(np.sum(lengths)) / float(np.sum(labelled.rows["duration"][:]))
     return TokenBudgetBatchSampler(
         lengths,
         budget=budget,
@@ -317,6 +320,7 @@ def plan(labelled, lengths, data_args, args, batch_size: int, *, train: bool, se
         seed=seed,
         num_replicas=args.world_size,
         rank=args.process_index,
+        join_to=join_to,
         ids=labelled.rows["id"],
         sources=[domain or "" for domain in labelled.rows["domain"][:]] if mixes else None,
         mix=data_args.mix if mixes else "all",

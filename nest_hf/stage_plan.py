@@ -89,7 +89,9 @@ def _time(model, processor, model_args, data_args, args, data: FinetuneData) -> 
     lengths = labelled_lengths(data.train, data_args.budget_unit, processor, subsampling_factor)
     sampler = plan(data.train, lengths, data_args, args, args.per_device_train_batch_size, train=True, seed=args.seed)
     _, updates = num_updates(sampler, args)
-    batches = sorted(sampler.plan(0), key=lambda batch: len(batch) * max(lengths[key.rows[0]] for key in batch))
+    batches = sorted(
+        sampler.plan(0), key=lambda batch: len(batch) * max(lengths[list(key.rows)].sum() for key in batch)
+    )
     audio = {"sampling_rate": processor.feature_extractor.sampling_rate, "on_bad_audio": "skip"}
     dataset = LabelledDataset(data.train, **audio)
     examples = [dataset[key] for key in batches[len(batches) // 2]]

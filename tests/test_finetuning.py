@@ -17,11 +17,13 @@ from nest_hf.data.labelled import (
     LabelledCollator,
     LabelledDataset,
     impossible_targets,
+    join_texts,
     labelled_lengths,
     load_labelled,
 )
 from nest_hf.finetuning import FinetuneTrainer, text_metrics
-from nest_hf.finetuning_arguments import FinetuneTrainingArguments
+from nest_hf.finetuning_arguments import FinetuneDataArguments, FinetuneTrainingArguments
+from nest_hf.finetuning_run import plan as plan_batches
 from nest_hf.guards import blank_statistics, guard_text
 from nest_hf.memory_probe import probe_longest
 from nest_hf.modeling_nest import NestForCTC, NestModel
@@ -167,6 +169,41 @@ def test_a_share_of_the_answer_is_misread_and_nothing_else(labelled):
         assert torch.equal(batch["input_ids"], noisy(examples)["input_ids"])
         changed, answers = changed + int(misread.sum()), answers + int((batch["labels"] != -100).sum())
     assert 0.25 < changed / answers < 0.33
+
+
+def test_joined_recordings_are_one_example_with_both_texts(labelled):
+    dataset = LabelledDataset(labelled)
+    alone = [dataset[ExampleKey(3, (row,))] for row in (2, 5)]
+    joined = dataset[ExampleKey(3, (2, 5))]
+    assert np.array_equal(joined.audio.wave, np.concatenate([example.audio.wave for example in alone]))
+    assert joined.text == alone[0].text + alone[1].text and joined.ctc_text == alone[0].ctc_text + alone[1].ctc_text
+    noise = LabelledDataset(labelled, no_speech_share=0.999999)[ExampleKey(3, (2, 5))]
+    assert noise.text == "" and len(noise.audio.wave) == len(joined.audio.wave)
+
+
+@pytest.mark.parametrize(
+    "texts, joined",
+    [(["你好", "再见"], "你好再见"), (["how are", "you"], "how are you"), (["你好。", "OK"], "你好。OK"),
+     (["OK", "", "好", "A"], "OK好A"), (["天"], "天")],
+)  # fmt: skip
+def test_only_words_of_scripts_with_spaces_get_one_between_them(texts, joined):
+    assert join_texts(texts) == joined
+
+
+def test_a_plan_joins_short_recordings_within_its_budget(labelled, tmp_path):
+    rows = labelled.rows["duration"][:]
+    arguments = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none"}
+    options = {"batch_budget": 30.0, "join_to_s": 4.0}
+    sampler = plan_batches(
+        labelled, np.array(rows), FinetuneDataArguments(**options), FinetuneTrainingArguments(**arguments), 4,
+        train=True, seed=0,
+    )  # fmt: skip
+    batches = sampler.plan(0)
+    assert any(len(key.rows) > 1 for batch in batches for key in batch)
+    assert sorted(row for batch in batches for key in batch for row in key.rows) == list(range(len(rows)))
+    assert all(len(batch) * max(sum(rows[row] for row in key.rows) for key in batch) <= 30 for batch in batches)
+    with pytest.raises(ValueError, match="`join_to_s` is 20.0; joined recordings may be 2.5 times as long"):
+        FinetuneDataArguments(join_to_s=20.0)
 
 
 def test_lengths_are_those_of_the_batch(labelled):

@@ -99,7 +99,7 @@ class LabelledExample:
 
 class LabelledDataset(Dataset):
     """
-    Decodes labelled recordings.
+    Decodes labelled recordings; a key of several rows makes one example of them, one after the other.
 
     Args:
         labelled ([`LabelledRows`]): Recordings and texts.
@@ -122,27 +122,43 @@ class LabelledDataset(Dataset):
         return len(self.audio)
 
     def __getitem__(self, key: ExampleKey) -> LabelledExample:
-        (row,) = key.rows
-        labelled = self.labelled
-        text, ctc_text, request = labelled.texts[row], labelled.ctc_texts[row], labelled.requests[row]
+        labelled, rows = self.labelled, list(key.rows)
+        text, ctc_text = (join_texts([texts[row] for row in rows]) for texts in (labelled.texts, labelled.ctc_texts))
+        request = labelled.requests[rows[0]]
+        if len(rows) > 1:
+            words = [word for row in rows for word in labelled.requests[row].keywords]
+            request = request._replace(keywords=tuple(dict.fromkeys(words)))
         if self.hotword_share and not request.keywords:
-            rng = self._generator(row, key, "hotwords")
+            rng = self._generator(key, "hotwords")
             if rng.random() < self.hotword_share:
                 request = request._replace(keywords=draw_hotwords(text, labelled.texts, rng))
         if self.no_speech_share:
-            rng = self._generator(row, key, "no speech")
+            rng = self._generator(key, "no speech")
             if rng.random() < self.no_speech_share:
-                return LabelledExample(self._noise(row, key, rng), "", "", request)
+                return LabelledExample(self._noise(key, rng), "", "", request)
         return LabelledExample(self.audio[key], text, ctc_text, request)
 
-    def _generator(self, row: int, key: ExampleKey, purpose: str) -> np.random.Generator:
-        return generator_of(self.audio.seed, key.epoch, self.labelled.rows[row]["id"], purpose)
+    def _generator(self, key: ExampleKey, purpose: str) -> np.random.Generator:
+        name = "+".join(self.labelled.rows[row]["id"] for row in key.rows)
+        return generator_of(self.audio.seed, key.epoch, name, purpose)
 
-    def _noise(self, row: int, key: ExampleKey, rng: np.random.Generator) -> Example:
-        """Noise as long as the recording, through the channel if there is one."""
-        recording, rate = self.labelled.rows[row], self.audio.sampling_rate
-        noise = {"array": draw_noise(round(recording["duration"] * rate), rng), "sampling_rate": rate}
-        return self.audio.example([{**recording, "audio": noise, "offset": 0.0}], key.epoch)
+    def _noise(self, key: ExampleKey, rng: np.random.Generator) -> Example:
+        """Noise as long as the recordings, through the channel if there is one."""
+        rate, noises = self.audio.sampling_rate, []
+        for row in key.rows:
+            recording = self.labelled.rows[row]
+            noise = {"array": draw_noise(round(recording["duration"] * rate), rng), "sampling_rate": rate}
+            noises.append({**recording, "audio": noise, "offset": 0.0})
+        return self.audio.example(noises, key.epoch)
+
+
+def join_texts(texts: list[str]) -> str:
+    """Texts one after the other, with a space between words of scripts that have spaces."""
+    joined = texts[0]
+    for text in texts[1:]:
+        spaced = joined and text and joined[-1] < "\u2e80" and text[0] < "\u2e80"  # before the CJK blocks
+        joined += f" {text}" if spaced else text
+    return joined
 
 
 def draw_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
