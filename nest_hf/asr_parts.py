@@ -24,7 +24,9 @@ def build_audio_tower(config) -> PreTrainedModel:
 def load_audio_tower(source: str | PreTrainedModel, revision: str | None = None, dtype=torch.float32):
     """
     Args:
-        source (`str` or module): Folder or Hub id of a `nest` or `parakeet` checkpoint, heads or not, or the tower.
+        source (`str` or module):
+            Folder or Hub id of a `nest` or `parakeet` checkpoint, heads or not, or of a `nest_asr` one, whose tower is
+            taken; or the tower.
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
         dtype (*optional*, defaults to `torch.float32`): Of the loaded weights.
 
@@ -37,13 +39,18 @@ def load_audio_tower(source: str | PreTrainedModel, revision: str | None = None,
     fields, _ = NestConfig.get_config_dict(source, revision=revision)
     model_type = fields.get("model_type")
     config = None
+    if model_type == "nest_asr" and fields["audio_config"]["model_type"] in ("nest", "parakeet_encoder"):
+        from .modeling_nest_asr import NestAsrForConditionalGeneration
+
+        whole = NestAsrForConditionalGeneration.from_pretrained(source, revision=revision, dtype=dtype)
+        return whole.model.audio_tower, name_of(source), commit
     if model_type in PARAKEET_WITH_HEADS:
         config = AutoConfig.from_pretrained(source, revision=revision).encoder_config
         model_type = config.model_type
     if model_type not in ("nest", "parakeet_encoder"):
         raise ValueError(
-            f"`audio_tower` {source} is of type {model_type!r}; pass a nest or parakeet checkpoint, or the module. "
-            "convert_fun_asr.py converts Fun-ASR-Nano as a whole."
+            f"`audio_tower` {source} is of type {model_type!r}; pass a nest, nest_asr or parakeet checkpoint, or the "
+            "module. convert_fun_asr.py converts Fun-ASR-Nano as a whole."
         )
     given = {"config": config} if config is not None else {}
     tower = _load(TOWERS[model_type], source, revision, dtype, **given)

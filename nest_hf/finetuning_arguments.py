@@ -23,7 +23,7 @@ class FinetuneModelArguments:
         default=None, metadata={"help": "Go on from this whole model: a folder, Hub id or stage pointer."}
     )
     audio_tower: str | None = field(
-        default=None, metadata={"help": "Encoder: folder or Hub id of a NEST or Parakeet model, or a .nemo file."}
+        default=None, metadata={"help": "Encoder: folder or Hub id of a NEST, NEST-ASR or Parakeet model, or .nemo."}
     )
     language_model: str | None = field(default=None, metadata={"help": "Causal language model: folder or Hub id."})
     preset: str | None = field(

@@ -208,7 +208,7 @@ class NestAsrForConditionalGeneration(NestAsrPreTrainedModel, GenerationMixin):
         A recogniser of pretrained parts, with a new adaptor and CTC head.
 
         Args:
-            audio_tower (`str` or module): Folder, Hub id or module of a `nest` or `parakeet` encoder.
+            audio_tower (`str` or module): Folder, Hub id or module of a `nest`, `nest_asr` or `parakeet`.
             language_model (`str` or module): Folder, Hub id or module of a causal language model, such as
                 `"Qwen/Qwen3-0.6B"`.
             processor ([`NestAsrProcessor`]):

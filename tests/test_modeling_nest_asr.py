@@ -369,6 +369,16 @@ def test_parts_may_be_modules_and_other_models(parts):
     assert model.generate(**processor(audio=waves(1.0)), max_new_tokens=3).shape[0] == 1
 
 
+@pytest.mark.parametrize("kind", ["nest", "parakeet_encoder"])
+def test_the_encoder_of_a_recogniser_is_an_audio_tower(kind, tmp_path):
+    _, model = build(kind)
+    model.save_pretrained(tmp_path)
+    tower, _, _ = asr_parts.load_audio_tower(str(tmp_path))
+    expected = model.model.audio_tower.state_dict()
+    assert type(tower) is type(model.model.audio_tower) and tower.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in tower.state_dict().items())
+
+
 def test_a_parakeet_checkpoint_with_a_head_is_an_audio_tower(parts, tmp_path):
     parakeet = ParakeetForCTC(ParakeetCTCConfig(encoder_config=tower_config("parakeet_encoder")))
     parakeet.save_pretrained(tmp_path)
