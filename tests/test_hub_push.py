@@ -250,19 +250,24 @@ def make_model(out: Path, *, seed: int, shards: int = 2) -> None:
     write_record(out, **fields, data={"train": {"recordings": 5, "hours": 0.5}})
 
 
+def push_broken_once(hub, push, name: str, moment: int) -> None:
+    """Pushes over a connection that breaks after `moment` bytes, which leaves all or nothing, and then again."""
+    hub.objects.clear()
+    hub.carried, hub.break_after = 0, moment
+    with pytest.raises(OSError, match="the connection broke .* The whole model is in .* give the same"):
+        push(name)
+    hub.break_after = None
+    commits = hub.repositories[name].commits if name in hub.repositories else []
+    assert [list(commit.files) for commit in commits] in ([], [[".gitattributes"]])
+    push(name)
+
+
 def test_an_interrupted_push_leaves_all_or_nothing_and_runs_again(hub, pushing):
     pushing("lab/whole")
     due, total = hub.repositories["lab/whole"].head.files, hub.carried
     for number, moment in enumerate(random.Random(0).sample(range(total), 5)):
         name = f"lab/broken{number}"
-        hub.objects.clear()
-        hub.carried, hub.break_after = 0, moment
-        with pytest.raises(OSError, match="the connection broke .* The whole model is in .* give the same"):
-            pushing(name)
-        hub.break_after = None
-        commits = hub.repositories[name].commits if name in hub.repositories else []
-        assert [list(commit.files) for commit in commits] in ([], [[".gitattributes"]])
-        pushing(name)
+        push_broken_once(hub, pushing, name, moment)
         commits = hub.repositories[name].commits
         assert len(commits) == 2 and commits[-1].files.keys() == due.keys()
         changing = {"README.md"}  # names the repository

@@ -12,7 +12,7 @@ import pytest
 import soxr
 import torch
 from huggingface_hub import constants
-from test_hub_push import TOKEN, hub, python  # noqa: F401  fixtures
+from test_hub_push import TOKEN, hub, push_broken_once, python  # noqa: F401  fixtures
 from test_pipelines import TASK, no_ffmpeg  # noqa: F401  a fixture
 from test_remote_code import without_nest_hf
 from transformers import Wav2Vec2Processor, pipeline
@@ -149,14 +149,7 @@ def test_a_push_that_breaks_five_times_ends_whole(hub, python, folder, recording
     total, due = hub.carried, hub.repositories["lab/whole"].head.files
     for moment in random.Random(0).sample(range(total), 5):
         name = f"lab/broken{moment}"
-        hub.objects.clear()
-        hub.carried, hub.break_after = 0, moment
-        with pytest.raises(OSError, match="the connection broke"):
-            push(name)
-        hub.break_after = None
-        commits = hub.repositories[name].commits if name in hub.repositories else []
-        assert [list(commit.files) for commit in commits] in ([], [[".gitattributes"]])  # all or nothing
-        push(name)
+        push_broken_once(hub, push, name, moment)
         assert hub.repositories[name].head.files.keys() == due.keys()
     there = tmp_path / "there"
     script = "import sys, huggingface_hub; huggingface_hub.snapshot_download(sys.argv[1], local_dir=sys.argv[2])"
