@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -352,3 +354,17 @@ def test_a_manifest_is_never_replaced_silently_nor_before_it_is_whole(folder):
     write_nemo_manifest(rows, out, overwrite=True)
     assert out.read_text().count("\n") == NUM_FILES
     assert not list(folder.glob("*.incomplete"))
+
+
+def test_what_a_killed_process_left_goes_with_the_next_writing(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left, going_on, other = (
+        tmp_path / f"{name}.{pid}.incomplete"
+        for name, pid in (("a.jsonl", ended.pid), ("a.jsonl", os.getppid()), ("b.jsonl", ended.pid))
+    )
+    for file in (left, going_on, other):
+        file.touch()
+    with whole_file(tmp_path / "a.jsonl"):
+        assert not left.exists() and going_on.exists() and other.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "a.jsonl", going_on, other])

@@ -1,10 +1,14 @@
 """Manifests that NeMo and FunASR read, written whole or not at all."""
 
+import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from .audio import audio_duration
 from .funasr import PROMPT, SYSTEM, num_fbank_frames, to_messages
@@ -115,7 +119,8 @@ def write_chatml_manifest(
 @contextmanager
 def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[TextIO]:
     """
-    A text file that appears under its name when all of it is written and on the disk; after an error nothing is left.
+    A text file that appears under its name when all of it is written and on the disk; after an error nothing is left,
+    and what a killed process left of it goes when the file is written again.
 
     Args:
         path (`str` or `os.PathLike`): Of the file; its folder is made where it is missing.
@@ -124,6 +129,7 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     path = os.path.abspath(path)
     _refuse_existing(path, overwrite)
     os.makedirs(os.path.dirname(path), exist_ok=True)
+    _remove_remains(Path(path))
     partial = f"{path}.{os.getpid()}.incomplete"
     try:
         with open(partial, "w", encoding="utf-8", newline="\n") as file:
@@ -135,6 +141,14 @@ def whole_file(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[
     finally:
         if os.path.exists(partial):
             os.remove(partial)
+
+
+def _remove_remains(path: Path) -> None:
+    """What processes that are no more left of this file; another process that writes it now keeps its own."""
+    for remains in path.parent.glob(f"{glob.escape(path.name)}.*.incomplete"):
+        pid = remains.suffixes[-2][1:]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+            remains.unlink(missing_ok=True)
 
 
 def _refuse_existing(path: str, overwrite: bool) -> None:
