@@ -37,7 +37,7 @@ setup(
     ],
     extras_require={
         "av": ["av>=14"],  # m4a, AMR, webm
-        "demo": ["espeakng-loader>=0.2.4,<0.3"],
+        "demo": ["espeakng-loader>=0.2.4,<0.3", "jieba>=0.42,<1"],
         "plots": ["matplotlib>=3.8,<4"],
         "ray": ["ray[data]>=2.50,<3"],  # prepare_data.py on several machines
         "vad": ["silero-vad>=6.2,<7"],  # speech segments of long recordings

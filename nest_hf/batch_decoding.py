@@ -23,7 +23,7 @@ from .prompt_heads import PromptHeads
 from .timestamps import TimedText, character_timestamps
 
 MODES = ("lm", "ctc")
-LONG_AUDIO = ("windows", "vad")
+LONG_AUDIO = ("pauses", "windows", "vad")
 # kaldi's first window of 25 ms begins with the audio, and is the middle one of the first stack
 FUN_ASR_FIRST_FRAME_S = 0.0125
 
@@ -43,10 +43,12 @@ class DecodingSettings:
         tokens_per_s (`float`, *optional*, defaults to 12.0): Fastest speech, see [`~guards.max_new_tokens`].
         max_hotwords (`int`, *optional*, defaults to 20): Most hotwords in a prompt.
         hotword_threshold (`float`, *optional*, defaults to -2.0): See [`~hotwords.HotwordFilter`].
-        long_audio (`str`, *optional*, defaults to `"windows"`):
-            How a recording longer than `max_window_s` is divided: into overlapping `"windows"`, or at pauses by voice
-            activity detection, `"vad"`, for which silero-vad is needed.
-        max_window_s (`float`, *optional*, defaults to 30.0): Longest audio that is decoded in one piece.
+        long_audio (`str`, *optional*):
+            How a recording longer than `max_window_s` is divided: into overlapping `"windows"`; at `"pauses"` that CTC
+            finds in such windows; or by voice activity, `"vad"`, for which silero-vad is needed. By default at pauses
+            for the language model, in windows for CTC alone.
+        max_window_s (`float`, *optional*, defaults to 30.0):
+            Longest audio that is decoded in one piece; best no longer than what the model was trained on.
         overlap_s (`float`, *optional*, defaults to 4.0): Seconds that neighbouring windows share.
         batch_duration_s (`float`, *optional*, defaults to 160.0):
             Seconds of a batch, padding included. With a language model each recording counts 4 s more for its prompt,
@@ -73,12 +75,14 @@ class DecodingSettings:
     tokens_per_s: float = 12.0
     max_hotwords: int = 20
     hotword_threshold: float = -2.0
-    long_audio: str = "windows"
+    long_audio: str | None = None
     max_window_s: float = 30.0
     overlap_s: float = 4.0
     batch_duration_s: float = 160.0
 
     def __post_init__(self):
+        if self.long_audio is None:
+            object.__setattr__(self, "long_audio", "windows" if self.mode == "ctc" else "pauses")
         for name, choices in (("mode", MODES), ("long_audio", LONG_AUDIO)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
@@ -264,6 +268,13 @@ class BatchDecoder:
             )
             for row in range(len(waves))
         ]
+
+    @torch.inference_mode()
+    def ctc_paths(self, waves: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """The CTC head's best class of each frame of mono waveforms at `sampling_rate`, `(T,)` each, on the CPU."""
+        _, log_probs, lengths, _ = self._encode(waves)
+        ids = best_path(log_probs, lengths, blank_id=self.blank_id).ids.cpu()
+        return [row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]
 
     def _encode(self, waves):
         """Encoded audio, CTC log-probabilities `(B, T, V)`, valid frames `(B,)` and audio tokens `(B,)` of each."""

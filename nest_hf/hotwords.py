@@ -52,8 +52,8 @@ class HotwordFilter:
 
     Attributes:
         unscored (`list[str]`):
-            Hotwords of which less than half the tokens are known to the CTC head. They are never found, and named in
-            one warning.
+            Hotwords of which less than two of three tokens are known to the CTC head: one character is heard almost
+            everywhere, and "X" may be any sound. They are never found, and named in one warning.
 
     Example:
 
@@ -75,14 +75,14 @@ class HotwordFilter:
         for word in dict.fromkeys(hotwords):
             tokens = [token for token, _, _ in tokens_with_offsets(word, tokenizer)]
             num_known = sum(token != WILDCARD for token in tokens)
-            if num_known and 2 * num_known >= len(tokens):
+            if 3 * num_known >= 2 * len(tokens):
                 self.hotwords.append(word)
                 rows.append(tokens)
             else:
                 self.unscored.append(word)
         if self.unscored:
             logger.warning(
-                "%d of %d hotwords are mostly unknown to the CTC tokenizer and are never found: %s%s",
+                "%d of %d hotwords have too many characters unknown to the CTC tokenizer and are never found: %s%s",
                 len(self.unscored), len(self.unscored) + len(rows), ", ".join(map(repr, self.unscored[:5])),
                 ", ..." if len(self.unscored) > 5 else "",
             )  # fmt: skip

@@ -1,7 +1,9 @@
-"""Long recordings by overlapping windows: which samples make up which window, and how their results become one.
+"""Long recordings in pieces: which samples make up which piece, and how their results become one.
 
-Two windows are joined inside their overlap, away from their edges, where an encoder lacks context: at a frame that
-both take for a blank, so that no character is lost or doubled. For segments at pauses instead see `nest_hf.vad`.
+Overlapping windows are joined inside their overlap, away from their edges, where an encoder lacks context: at a frame
+that both take for a blank, so that no character is lost or doubled. A language model reads better what begins and ends
+where speakers do: for it the CTC path of the windows, joined, shows the pauses at which the recording is cut. For
+segments by voice activity see `nest_hf.vad`.
 
 Dimensions: T frames of a window, V classes with the blank.
 """
@@ -17,7 +19,9 @@ from .timestamps import TimedText, is_spoken
 
 # Blank frames on either side of a cut, beyond which a wider pause is no better: spikes move by a frame or two.
 WIDEST_MARGIN = 3
+EDGE_FRAMES = 4  # of a window, where an encoder lacks context
 SAME_CHARACTER_S = 0.24  # how far apart two windows may place the same character
+PAUSE_S = 0.3  # at most, before the first character of a piece and after its last
 
 
 class Window(NamedTuple):
@@ -102,6 +106,8 @@ def find_cuts(log_probs: Sequence[torch.Tensor], starts: Sequence[int], *, blank
         first = right_start - left_start
         left_ids, right_ids = _best_classes(left[first : first + overlap]), _best_classes(right[:overlap])
         agree = left_ids == right_ids
+        if overlap >= 4 * EDGE_FRAMES:
+            agree[:EDGE_FRAMES] = agree[-EDGE_FRAMES:] = False
         margin = _margin(agree & (left_ids == blank_id))
         if not margin.any():
             margin = _margin(agree)
@@ -142,6 +148,55 @@ def join_posteriors(log_probs: Sequence[torch.Tensor], starts: Sequence[int], cu
     return torch.cat(
         [piece[b - s : e - s] for piece, s, b, e in zip(log_probs, starts, begins, ends, strict=True)], dim=0
     )
+
+
+def cut_at_pauses(
+    path: torch.Tensor, levels: np.ndarray, *, blank_id: int, max_frames: int, padding_frames: int
+) -> list[tuple[int, int]]:
+    """
+    Pieces of a recording that begin and end in pauses. What is too long is cut where the path is blank for longest, at
+    the quietest frame there, again and again: a character's frame may lie at its beginning or its end.
+
+    Args:
+        path (`torch.LongTensor` of shape `(T,)`): Best class of each frame.
+        levels (`np.ndarray` of shape `(T,)`): How loud each frame is, in any unit.
+        blank_id (`int`): Class of the CTC blank.
+        max_frames (`int`): No piece is longer; without a pause it is cut near its middle.
+        padding_frames (`int`): Most frames of a piece before its first character and after its last.
+
+    Returns:
+        `list[tuple[int, int]]`: First frame and end (exclusive) of each, in order; every frame that is no blank is in
+        one of them. Empty where all is blank.
+    """
+    spoken = np.flatnonzero(path.cpu().numpy() != blank_id).tolist()
+    if not spoken:
+        return []
+    gaps, middles = np.diff(spoken) - 1, (np.array(spoken[1:]) + spoken[:-1]) / 2
+    edges = max(0, spoken[0] - padding_frames), min(len(path), spoken[-1] + 1 + padding_frames)
+    done, open_pieces = [], [(0, len(spoken), *edges)]
+    while open_pieces:
+        first, end, start, stop = open_pieces.pop()
+        if stop - start <= max_frames or end - first == 1:
+            start = max(start, spoken[first] - max_frames + 1)
+            done.append((start, min(stop, start + max_frames)))
+            continue
+        off_middle = np.abs(middles[first : end - 1] - (start + stop) / 2)
+        cut = first + 1 + int(np.lexsort((off_middle, -gaps[first : end - 1]))[0])
+        last, following = spoken[cut - 1], spoken[cut]
+        pause = np.arange(last + 1, max(following, last + 2))
+        quietest = int(pause[np.lexsort((np.abs(pause - pause.mean()), levels[pause]))[0]])  # of equals the middle one
+        open_pieces.append((cut, end, max(quietest, following - padding_frames), stop))
+        open_pieces.append((first, cut, start, min(quietest, last + 1 + padding_frames)))
+    return done
+
+
+def frame_levels(wave: np.ndarray, samples_per_frame: int, num_frames: int) -> np.ndarray:
+    """`(samples,)` -> `(num_frames,)`: mean power of each frame and its two neighbours."""
+    power = np.zeros(num_frames * samples_per_frame, dtype=np.float32)
+    number = min(len(wave), len(power))
+    power[:number] = np.square(wave[:number])
+    frames = np.pad(power.reshape(num_frames, samples_per_frame).mean(-1), 1, mode="edge")
+    return (frames[:-2] + frames[1:-1] + frames[2:]) / 3
 
 
 def join_timed_texts(
@@ -214,4 +269,13 @@ def shift(text: Sequence[TimedText], offset_s: float) -> list[TimedText]:
     ]
 
 
-__all__ = ["Window", "find_cuts", "join_posteriors", "join_timed_texts", "plan_windows", "shift"]
+__all__ = [
+    "Window",
+    "cut_at_pauses",
+    "find_cuts",
+    "frame_levels",
+    "join_posteriors",
+    "join_timed_texts",
+    "plan_windows",
+    "shift",
+]

@@ -21,7 +21,17 @@ from .configuration_nest import NestConfig
 from .guards import GuardDecision
 from .handover import follow_pointer
 from .hotwords import HotwordFilter
-from .long_audio import Window, find_cuts, join_timed_texts, plan_windows, shift
+from .long_audio import (
+    PAUSE_S,
+    Window,
+    cut_at_pauses,
+    find_cuts,
+    frame_levels,
+    join_posteriors,
+    join_timed_texts,
+    plan_windows,
+    shift,
+)
 from .modeling_nest import NestForCTC
 from .modeling_nest_asr import NestAsrForConditionalGeneration
 from .processing_nest_asr import NestAsrProcessor
@@ -191,6 +201,8 @@ class Transcriber:
 
         # 2. pieces, decoded in batches of similar length
         plans = [self._plan(index, wave) for index, wave in enumerate(waves)]
+        if self.settings.long_audio == "pauses":
+            plans = self._cut_at_pauses(waves, plans)
         pieces = [(index, window) for index, plan in enumerate(plans) for window in plan]
         decoded: list[DecodedAudio | None] = [None] * len(pieces)
         prompt_heads = PromptHeads(self.decoder.model) if self.settings.mode == "lm" else None
@@ -297,6 +309,30 @@ class Transcriber:
             overlap_s=settings.overlap_s,
             samples_per_frame=round(self.decoder.frame_s * rate),
         )
+
+    def _cut_at_pauses(self, waves: Sequence[np.ndarray], plans: Sequence[list[Window]]) -> list[list[Window]]:
+        """Windows -> pieces between the pauses that CTC finds in the windows; a single window stays as it is."""
+        frame = round(self.decoder.frame_s * self.decoder.sampling_rate)
+        windows = [(index, window) for index, plan in enumerate(plans) if len(plan) > 1 for window in plan]
+        paths: dict[tuple[int, Window], torch.Tensor] = {}
+        for batch in self._batches([window.end - window.start for _, window in windows]):
+            chosen = [windows[number] for number in batch]
+            found = self.decoder.ctc_paths([waves[index][window.start : window.end] for index, window in chosen])
+            paths |= dict(zip(chosen, found, strict=True))
+        cut = list(plans)
+        for index in dict.fromkeys(index for index, _ in windows):
+            own = [paths[index, window] for window in plans[index]]
+            starts = [window.start // frame for window in plans[index]]
+            path = join_posteriors(own, starts, find_cuts(own, starts, blank_id=self.decoder.blank_id))
+            pieces = cut_at_pauses(
+                path,
+                frame_levels(waves[index], frame, len(path)),
+                blank_id=self.decoder.blank_id,
+                max_frames=int(self.settings.max_window_s / self.decoder.frame_s),
+                padding_frames=round(PAUSE_S / self.decoder.frame_s),
+            )
+            cut[index] = [Window(start * frame, min(end * frame, len(waves[index]))) for start, end in pieces]
+        return cut
 
     def _timed(self, timestamps: bool, is_long: bool) -> tuple[str, ...]:
         """Texts whose characters need times: windows are joined by them."""

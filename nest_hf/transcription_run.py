@@ -47,7 +47,10 @@ class TranscriptionArguments:
     ctc_beam_size: int = HfArg(default=1, help="Prefixes of the CTC beam search.")
     guard: bool = HfArg(default=True, help="Whether the CTC head may overrule the language model.")
     tokens_per_s: float = HfArg(default=12.0, help="Fastest speech, in tokens of the language model.")
-    long_audio: str = HfArg(default="windows", help="Recordings of more than max_window_s: `windows` or `vad`.")
+    long_audio: str | None = HfArg(
+        default=None,
+        help="Recordings of more than max_window_s: cut at `pauses` or by `vad`, or in overlapping `windows`.",
+    )
     max_window_s: float = HfArg(default=30.0, help="Longest audio that is decoded in one piece.")
     language: str | None = HfArg(default=None, help="Of the speech, for models that take one.")
     prompt: str | None = HfArg(default=None, help="Context, for models that take it.")

@@ -6,7 +6,15 @@ import torch
 from ctc_posteriors import spike_path, spikes
 
 from nest_hf.ctc_decoding import ctc_greedy
-from nest_hf.long_audio import find_cuts, join_posteriors, join_timed_texts, plan_windows, shift
+from nest_hf.long_audio import (
+    cut_at_pauses,
+    find_cuts,
+    frame_levels,
+    join_posteriors,
+    join_timed_texts,
+    plan_windows,
+    shift,
+)
 from nest_hf.timestamps import TimedText
 
 FRAME_S = 0.08
@@ -170,3 +178,37 @@ def test_texts_with_nothing_in_common_are_cut_in_time():
     assert text_of(join_timed_texts([[], right], [0.0, 0.0], [2.2])) == "好吗"
     assert join_timed_texts([], [], []) == []
     assert shift(write("今", [1.0]), 2.0) == write("今", [3.0])
+
+
+# ---- pieces between pauses
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(("max_frames", "padding_frames"), [(1, 0), (7, 2), (30, 4), (30, 40), (1000, 4)])
+def test_every_character_is_in_one_piece_that_is_short_enough(seed, max_frames, padding_frames):
+    rng = np.random.default_rng(seed)
+    path = torch.from_numpy(np.where(rng.random(400) < (0.05, 0.3, 1.0)[seed % 3], 1, 0))
+    pieces = cut_at_pauses(path, rng.random(400), blank_id=0, max_frames=max_frames, padding_frames=padding_frames)
+    assert all(0 <= start < end <= 400 and end - start <= max_frames for start, end in pieces)
+    assert all(a[1] <= b[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    inside = np.concatenate([np.arange(*piece) for piece in pieces])
+    assert set(path.nonzero()[:, 0].tolist()) <= set(inside.tolist())
+    assert all(path[start:end].any() for start, end in pieces)
+
+
+def test_a_piece_is_cut_at_the_quietest_frame_of_its_longest_pause():
+    path, levels = torch.zeros(40, dtype=torch.long), np.ones(40)
+    path[[4, 8, 12, 22, 26, 30]] = 1
+    levels[[2, 10, 19, 35]] = 0.1  # one in the pause from 13 to 21
+    options = {"blank_id": 0, "padding_frames": 20}
+    assert cut_at_pauses(path, levels, max_frames=40, **options) == [(0, 40)]
+    assert cut_at_pauses(path, levels, max_frames=30, **options) == [(0, 19), (19, 40)]
+    assert cut_at_pauses(path, levels, max_frames=31, blank_id=0, padding_frames=2) == [(2, 33)]
+    assert cut_at_pauses(path, levels, max_frames=20, blank_id=0, padding_frames=2) == [(2, 15), (20, 33)]
+    assert cut_at_pauses(torch.zeros(9), np.ones(9), max_frames=3, **options) == []
+
+
+def test_the_level_of_a_frame_is_its_power_and_that_of_its_neighbours():
+    wave = np.concatenate([np.zeros(30), np.full(10, 3.0), np.zeros(25)])
+    assert frame_levels(wave, 10, 8).tolist() == [0, 0, 3, 3, 3, 0, 0, 0]
+    assert frame_levels(wave, 10, 4).tolist() == [0, 0, 3, 6]

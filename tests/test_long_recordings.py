@@ -50,7 +50,7 @@ def loud_segments(wave, *, sampling_rate, max_segment_s):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("long_audio", ["windows", "vad"])
+@pytest.mark.parametrize("long_audio", ["pauses", "windows", "vad"])
 def test_a_minute_in_pieces_is_heard_as_its_parts(trained, monkeypatch, long_audio):
     monkeypatch.setattr(transcription, "speech_segments", loud_segments)
     rng = np.random.default_rng(1)

@@ -1,11 +1,11 @@
-"""What it costs to hear long recordings in pieces: character errors by windows and by VAD, beside the parts alone.
+"""What it costs to hear long recordings in pieces: character errors beside those of the parts alone.
 
     python evaluation/benchmarks/long_audio.py --model runs/asr --data test.json
     python evaluation/benchmarks/long_audio.py --model runs/digits/model --data runs/digits/test --max_window_s 15
 
 Recordings of one speaker are joined, with pauses of `--gap_s`, until they last `--min_s` seconds; what is left of a
-speaker is not used. The same audio is then decoded part by part and as a whole, in overlapping windows and at pauses
-(for which silero-vad is needed); for a CTC model also by transformers' pipeline with `chunk_length_s`. The difference
+speaker is not used. The same audio is then decoded part by part and as a whole: cut at pauses that CTC hears, in
+overlapping windows, and by voice activity (for which silero-vad is needed); for a CTC model also by transformers' pipeline with `chunk_length_s`. The difference
 is that to the parts alone, in points.
 """
 
@@ -88,7 +88,7 @@ def main():
     recordings = [join(waves, options.gap_s, rate, rng) for waves in parts]
     references = ["".join(rows[row]["text"] for row in group) for group in groups]
 
-    # 2. the parts alone, and the whole by windows and by VAD
+    # 2. the parts alone, and the whole
     texts, seconds, pieces = {}, {}, {}
     names = ("parts", *LONG_AUDIO)
     if decoder.model.config.model_type == "nest":
