@@ -4,8 +4,8 @@ Every hotword is searched for at every position of the CTC posteriors (keyword s
 beginning and end), all of them at once. A path is scored relative to the best path over the same frames: 0 where
 greedy decoding itself writes the hotword, and the more negative the less the posteriors admit it.
 
-Dimensions: B utterances, T frames, V classes with the blank, W hotwords, C of them that are searched for, S states and
-U classes of these.
+Dimensions: B utterances, T frames, V classes with the blank, W hotwords, C pairs of an utterance and a hotword that it
+may have, S states and U classes of these.
 """
 
 import logging
@@ -113,12 +113,13 @@ class HotwordFilter:
         """
         if max_hotwords < 1:
             raise ValueError(f"`max_hotwords` is {max_hotwords}; it must be 1 or more.")
-        found = []
-        words, *results = self._search(log_probs, lengths, threshold)
+        rows, words, totals, ends = self._search(log_probs, lengths, threshold)
         num_tokens = self.num_tokens[words]
-        for scores, ends in zip(*results, strict=True):
-            kept = np.flatnonzero(scores >= threshold)
-            kept = kept[~_outdone(scores[kept] * num_tokens[kept], ends[kept], num_tokens[kept])]
+        scores = totals / num_tokens
+        found = []
+        for row in range(len(log_probs)):
+            kept = np.flatnonzero((rows == row) & (scores >= threshold))
+            kept = kept[~_outdone(totals[kept], ends[kept], num_tokens[kept])]
             # of equal scores the longer word first, then the earlier one of the list
             order = kept[np.lexsort((-num_tokens[kept], -scores[kept].round(3)))]
             found.append([FoundHotword(self.hotwords[words[n]], float(scores[n])) for n in order[:max_hotwords]])
@@ -126,16 +127,24 @@ class HotwordFilter:
 
     def score(self, log_probs: torch.Tensor, lengths: torch.Tensor | None = None) -> np.ndarray:
         """`(B, T, V)`, `(B,)` -> float32 scores `(B, W)` of `self.hotwords`, nats per token."""
-        return self._search(log_probs, lengths, -np.inf)[1]
+        _, words, totals, _ = self._search(log_probs, lengths, -np.inf)
+        return (totals / self.num_tokens[words]).reshape(len(log_probs), len(self.hotwords))
 
     @torch.inference_mode()
     def _search(self, log_probs: torch.Tensor, lengths: torch.Tensor | None, threshold: float):
-        """Indices `(C,)` of words that may reach `threshold`, and `(B, C)`: their scores, the frames they end in."""
+        """
+        Where each word may be said.
+
+        Returns:
+            Four `np.ndarray` of shape `(C,)`: utterances and words that may reach `threshold` together, in this order;
+            the sums along their paths, and the frames in which these end.
+        """
         path = best_path(log_probs, lengths, blank_id=self.blank_id)
         batch, num_frames, num_classes = log_probs.shape
         if not (batch and num_frames and self.hotwords):
-            size = (batch, len(self.hotwords))
-            return np.arange(size[1]), np.full(size, LOWEST, dtype=np.float32), np.zeros(size, dtype=np.int64)
+            rows, words = np.indices((batch, len(self.hotwords))).reshape(2, -1)
+            totals = LOWEST * self.num_tokens[words]
+            return rows, words, totals.astype(np.float32), np.zeros(len(words), dtype=np.int64)
         if self.states.max() >= num_classes:
             raise ValueError(
                 f"`tokenizer` gives token {self.states.max()}, but `log_probs` has {num_classes} classes; use the "
@@ -149,9 +158,14 @@ class HotwordFilter:
         # adds more than 0, so that the highest values of the tokens bound the score.
         peaks = relative.amax(1).cpu().numpy()[:, self.states.clip(0)]
         peaks[:, self.states < 0] = 0.0
-        bounds = np.add.reduceat(peaks, self.sizes.cumsum() - self.sizes, axis=1) / self.num_tokens
-        is_candidate = bounds.max(0) >= threshold - 1e-3  # sums in another order
-        words, states = is_candidate.nonzero()[0], self.states[is_candidate.repeat(self.sizes)]
+        starts = self.sizes.cumsum() - self.sizes
+        bounds = np.add.reduceat(peaks, starts, axis=1) / self.num_tokens
+        rows, words = (bounds >= threshold - 1e-3).nonzero()  # sums in another order
+
+        # the states of all these words, one after the other, and of which utterance each is
+        sizes = self.sizes[words]
+        first = (starts[words] - (sizes.cumsum() - sizes)).repeat(sizes)
+        states, utterances = self.states[first + np.arange(len(first))], rows.repeat(sizes)
 
         # only the classes of candidates are copied to the CPU; START and WILDCARD come first
         classes, columns = np.unique(states, return_inverse=True)
@@ -160,42 +174,41 @@ class HotwordFilter:
         emissions = relative[..., torch.from_numpy(classes).clamp_min(0).to(relative.device)]
         emissions[..., torch.from_numpy(classes == WILDCARD)] = wildcard[..., None]
         emissions[..., torch.from_numpy(classes == START)] = 0.0
-        emissions, blank = (values.movedim(0, -1).contiguous().cpu().numpy() for values in (emissions, blank))
-        totals, ends = self._spot(emissions, blank, states, columns)
-        return words, (totals / self.num_tokens[words, None]).T, ends.T
+        emissions, blank = (values.transpose(0, 1).contiguous().cpu().numpy() for values in (emissions, blank))
+        return rows, words, *self._spot(emissions, blank, states, utterances * len(classes) + columns, utterances)
 
-    def _spot(self, emissions: np.ndarray, blank: np.ndarray, states: np.ndarray, columns: np.ndarray):
+    def _spot(self, emissions, blank, states: np.ndarray, columns: np.ndarray, utterances: np.ndarray):
         """
         The best path through every word, by one pass over the frames.
 
         Args:
-            emissions (`np.ndarray` of shape `(T, U, B)`): Relative log-probabilities of the classes.
+            emissions (`np.ndarray` of shape `(T, B, U)`): Relative log-probabilities of the classes.
             blank (`np.ndarray` of shape `(T, B)`): Those of the blank.
             states (`np.ndarray` of shape `(S,)`): `START` and the tokens of each of C words, one after the other.
-            columns (`np.ndarray` of shape `(S,)`): Which of the U classes each state is.
+            columns (`np.ndarray` of shape `(S,)`): Which of the B x U emissions of a frame each state has.
+            utterances (`np.ndarray` of shape `(S,)`): Of which utterance each state is.
 
         Returns:
-            Two `np.ndarray` of shape `(C, B)`: Sums along the path, at most 0, and the frames in which it ends.
+            Two `np.ndarray` of shape `(C,)`: Sums along the path, at most 0, and the frames in which it ends.
         """
         repeated = (states[1:] == states[:-1]) & (states[1:] >= 0)
-        step = np.where(repeated, -np.inf, 0.0).astype(np.float32)[:, None]  # needs a blank in between
-        is_last = np.append(states[1:] == START, True)[: len(states)]
+        step = np.where(repeated, -np.inf, 0.0).astype(np.float32)  # needs a blank in between
+        is_last = np.flatnonzero(np.append(states[1:] == START, True)[: len(states)])
         # Score of the best path that ends in each state, and in the blank behind it. A start state is always at 0:
         # no sum exceeds that, and its emission is 0.
-        size = (len(states), blank.shape[1])
-        token = np.full(size, -np.inf, dtype=np.float32)
+        token = np.full(len(states), -np.inf, dtype=np.float32)
         token[states == START] = 0.0
-        after = np.full(size, -np.inf, dtype=np.float32)
-        best = np.full((is_last.sum(), size[1]), -np.inf, dtype=np.float32)
-        last = np.zeros(best.shape, dtype=np.int64)
+        after = np.full(len(states), -np.inf, dtype=np.float32)
+        best = np.full(len(is_last), -np.inf, dtype=np.float32)
+        last = np.zeros(len(best), dtype=np.int64)
         arriving, emission = np.empty_like(token[1:]), np.empty_like(token)
-        for number, (frame, blank_value) in enumerate(zip(emissions, blank, strict=True)):
+        for number, (frame, blank_value) in enumerate(zip(emissions.reshape(len(emissions), -1), blank, strict=True)):
             np.add(token[:-1], step, out=arriving)
             np.maximum(arriving, after[:-1], out=arriving)
             np.maximum(after, token, out=after)
-            after += blank_value
+            after += np.take(blank_value, utterances, out=emission, mode="clip")  # indices need no check
             np.maximum(token[1:], arriving, out=token[1:])
-            token += np.take(frame, columns, axis=0, out=emission, mode="clip")  # indices need no check
+            token += np.take(frame, columns, out=emission, mode="clip")
             ended = token[is_last]
             last[ended > best] = number
             np.maximum(best, ended, out=best)

@@ -135,10 +135,11 @@ def test_words_that_are_not_searched_for_score_below_the_threshold():
     scores = hotword_filter.score(log_probs, lengths)
     assert scores.shape == (3, len(hotword_filter.hotwords))
     for threshold in (-0.1, -0.5, -2.0):
-        words, searched, _ = hotword_filter._search(log_probs, lengths, threshold)
-        left_out = np.setdiff1d(np.arange(scores.shape[1]), words)
-        assert len(left_out) and scores[:, left_out].max() < threshold
-        assert searched == pytest.approx(scores[:, words], abs=1e-5)
+        rows, words, totals, _ = hotword_filter._search(log_probs, lengths, threshold)
+        left_out = np.ones(scores.shape, dtype=bool)
+        left_out[rows, words] = False
+        assert left_out.any(1).all() and scores[left_out].max() < threshold
+        assert totals / hotword_filter.num_tokens[words] == pytest.approx(scores[rows, words], abs=1e-5)
 
 
 def test_empty_lists_batches_and_utterances():

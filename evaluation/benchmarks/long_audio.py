@@ -5,8 +5,8 @@
 
 Recordings of one speaker are joined, with pauses of `--gap_s`, until they last `--min_s` seconds; what is left of a
 speaker is not used. The same audio is then decoded part by part and as a whole: cut at pauses that CTC hears, in
-overlapping windows, and by voice activity (for which silero-vad is needed); for a CTC model also by transformers' pipeline with `chunk_length_s`. The difference
-is that to the parts alone, in points.
+overlapping windows, and by voice activity (for which silero-vad is needed); for a CTC model also by transformers'
+pipeline with `chunk_length_s`. The difference is that to the parts alone, in points.
 """
 
 import argparse

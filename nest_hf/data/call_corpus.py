@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -63,19 +62,11 @@ def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
     return splits
 
 
-def draw_training_texts(rng: np.random.Generator, *, fragments: bool) -> Iterator[Sentence]:
-    """
-    Seen templates and keywords without end; every fourth sentence takes the next keyword, so that none is rare.
-
-    Args:
-        rng (`np.random.Generator`): Of all draws.
-        fragments (`bool`): After each sentence come fragments: who knows the templates by heart would not listen.
-    """
+def draw_training_texts(rng: np.random.Generator) -> Iterator[Sentence]:
+    """Seen templates and keywords without end; every fourth sentence takes the next keyword, so that none is rare."""
     keywords = [keyword for words in KEYWORDS.values() for keyword in words]
     for index in range(10**9):
         yield draw_sentence(rng, keyword=None if index % 4 else keywords[index // 4 % len(keywords)])
-        if fragments:
-            yield draw_fragments(rng)
 
 
 def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> list[Sentence]:
@@ -108,14 +99,13 @@ def plan_corpus(
     """
     Who says what: the utterances of each of `SETS`, and the texts for a language model.
 
-    Every second wideband recording of training and every second text has words and pieces of sentences, see
-    [`~call_grammar.draw_fragments`].
+    Every second wideband recording of training has fragments of sentences, see [`~call_grammar.draw_fragments`].
     Validation sets are half as large as test sets and use seen templates and keywords. No sentence of validation or
     test occurs in training, in another of these sets, or in the texts for a language model.
     """
     speakers = draw_speakers(seed)
     lm_rng = np.random.default_rng([seed, 1])
-    lm_texts = [sentence.text for sentence in islice(draw_training_texts(lm_rng, fragments=True), lm_sentences)]
+    lm_texts = [sentence.text for _, sentence in zip(range(lm_sentences), draw_training_texts(lm_rng), strict=False)]
     plan, known = {}, set(lm_texts)
     # training first, because the others avoid its sentences
     for name in sorted(SETS, key=lambda name: split_of(name) != "train"):
@@ -137,7 +127,9 @@ def plan_corpus(
 
         if split_of(name) == "train":
             left_s = 3600 * (call_hours if name.startswith("calls") else hours)
-            for sentence in draw_training_texts(rng, fragments=name == "train"):
+            for index, sentence in enumerate(draw_training_texts(rng)):
+                if name == "train" and index % 2:  # an encoder that knows the templates by heart would not listen
+                    sentence = draw_fragments(rng)
                 known.add(sentence.text)
                 left_s -= add(sentence)
                 if left_s <= 0:

@@ -1,13 +1,11 @@
 """Sentences of outbound calls in Mandarin, as they are spoken: a bank, a telephone company, an insurer, a courier."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 
 DOMAINS = ("bank", "telecom", "insurance", "courier")
 NUM_CHARACTERS = (6, 25)
-WORD_SHARE = 0.3  # of the pieces of fragments
 
 # Words that the business must not miss. `UNSEEN` ones are for tests alone; their characters occur in other words.
 KEYWORDS = {
@@ -167,52 +165,15 @@ def draw_sentence(rng: np.random.Generator, *, seen_template: bool = True, keywo
     return Sentence(text, domain, "seen" if seen_template else "unseen", kind)
 
 
-@cache
-def known_characters() -> str:
-    """The characters of the sentences that training texts may have."""
-    rng = np.random.default_rng(0)
-    fixed = [*OPENERS, *(t for domain in DOMAINS for t in (*templates(domain), *KEYWORDS[domain]))]
-    literal = [piece for text in fixed for piece in literal_pieces(text)]
-    values = [value for _ in range(2000) for value in draw_values(rng).values()]
-    return "".join(sorted(set("".join(literal + values))))
-
-
-@cache
-def language_words() -> tuple[np.ndarray, np.ndarray]:
-    """
-    Words of Mandarin, of 2 to 4 `known_characters`, and how often each is drawn: jieba's dictionary, its counts
-    flattened. None of `UNSEEN_KEYWORDS` is in one.
-
-    Raises:
-        ImportError: without jieba.
-    """
-    try:
-        from jieba import get_dict_file
-    except ImportError:
-        raise ImportError('the words are of jieba\'s dictionary; run `pip install "nest_hf[demo]"`.') from None
-    known, unseen, counts = set(known_characters()), _unseen_keywords(), {}
-    with get_dict_file() as file:
-        for line in file:
-            word, count, *_ = line.decode().split()
-            if 2 <= len(word) <= 4 and known.issuperset(word) and not any(keyword in word for keyword in unseen):
-                counts[word] = int(count)
-    weights = np.array(list(counts.values())) ** 0.3  # frequent words would be most of it
-    return np.array(list(counts)), weights.cumsum() / weights.sum()
-
-
 def draw_fragments(rng: np.random.Generator) -> Sentence:
     """
-    Words of the language and pieces of 2 to 5 characters of sentences, one after another: who hears them has to
-    listen, for they are no sentence that could be guessed. None of `UNSEEN_KEYWORDS` occurs.
+    Pieces of 2 to 5 characters of sentences, one after another: who hears them has to listen, for they are no sentence
+    that could be guessed. None of `UNSEEN_KEYWORDS` occurs.
     """
-    unseen = _unseen_keywords()
-    words, shares = language_words()
+    unseen = [word for words in UNSEEN_KEYWORDS.values() for word in words]
     while True:
         text, length = "", int(rng.integers(NUM_CHARACTERS[0], NUM_CHARACTERS[1] - 4))
         while len(text) < length:
-            if rng.random() < WORD_SHARE:
-                text += str(words[np.searchsorted(shares, rng.random())])
-                continue
             sentence = draw_sentence(rng).text
             start = int(rng.integers(len(sentence) - 1))
             text += sentence[start : start + int(rng.integers(2, 6))]
@@ -220,10 +181,6 @@ def draw_fragments(rng: np.random.Generator) -> Sentence:
             break
     has_seen = any(word in text for words in KEYWORDS.values() for word in words)
     return Sentence(text, "none", "none", "seen" if has_seen else "none")
-
-
-def _unseen_keywords() -> list[str]:
-    return [word for words in UNSEEN_KEYWORDS.values() for word in words]
 
 
 def literal_pieces(template: str) -> list[str]:
