@@ -21,7 +21,8 @@ from .timestamps import TimedText, is_spoken
 WIDEST_MARGIN = 3
 EDGE_FRAMES = 4  # of a window, where an encoder lacks context
 SAME_CHARACTER_S = 0.24  # how far apart two windows may place the same character
-PAUSE_S = 0.3  # at most, before the first character of a piece and after its last
+PAUSE_S = 0.2  # of quiet, at most, at the beginning and the end of a piece
+QUIET = 1e-3  # of the power of speech
 
 
 class Window(NamedTuple):
@@ -154,15 +155,15 @@ def cut_at_pauses(
     path: torch.Tensor, levels: np.ndarray, *, blank_id: int, max_frames: int, padding_frames: int
 ) -> list[tuple[int, int]]:
     """
-    Pieces of a recording that begin and end in pauses. What is too long is cut where the path is blank for longest, at
-    the quietest frame there, again and again: a character's frame may lie at its beginning or its end.
+    Pieces of a recording that begin and end in pauses. What is too long is cut where the path is blank for longest,
+    again and again. A character's frame may lie at its beginning or its end: how far a pause reaches, loudness says.
 
     Args:
         path (`torch.LongTensor` of shape `(T,)`): Best class of each frame.
-        levels (`np.ndarray` of shape `(T,)`): How loud each frame is, in any unit.
+        levels (`np.ndarray` of shape `(T,)`): Power of each frame.
         blank_id (`int`): Class of the CTC blank.
         max_frames (`int`): No piece is longer; without a pause it is cut near its middle.
-        padding_frames (`int`): Most frames of a piece before its first character and after its last.
+        padding_frames (`int`): How much of the quiet of a pause belongs to a piece, up to its middle.
 
     Returns:
         `list[tuple[int, int]]`: First frame and end (exclusive) of each, in order; every frame that is no blank is in
@@ -171,9 +172,11 @@ def cut_at_pauses(
     spoken = np.flatnonzero(path.cpu().numpy() != blank_id).tolist()
     if not spoken:
         return []
+    loud = float(np.median(levels[spoken]))
     gaps, middles = np.diff(spoken) - 1, (np.array(spoken[1:]) + spoken[:-1]) / 2
-    edges = max(0, spoken[0] - padding_frames), min(len(path), spoken[-1] + 1 + padding_frames)
-    done, open_pieces = [], [(0, len(spoken), *edges)]
+    start = max(0, _quiet(levels, 0, spoken[0], loud)[1] - padding_frames)
+    stop = min(len(path), _quiet(levels, spoken[-1] + 1, len(path), loud)[0] + padding_frames)
+    done, open_pieces = [], [(0, len(spoken), start, stop)]
     while open_pieces:
         first, end, start, stop = open_pieces.pop()
         if stop - start <= max_frames or end - first == 1:
@@ -182,12 +185,25 @@ def cut_at_pauses(
             continue
         off_middle = np.abs(middles[first : end - 1] - (start + stop) / 2)
         cut = first + 1 + int(np.lexsort((off_middle, -gaps[first : end - 1]))[0])
-        last, following = spoken[cut - 1], spoken[cut]
-        pause = np.arange(last + 1, max(following, last + 2))
-        quietest = int(pause[np.lexsort((np.abs(pause - pause.mean()), levels[pause]))[0]])  # of equals the middle one
-        open_pieces.append((cut, end, max(quietest, following - padding_frames), stop))
-        open_pieces.append((first, cut, start, min(quietest, last + 1 + padding_frames)))
+        quiet = _quiet(levels, spoken[cut - 1] + 1, spoken[cut], loud)
+        middle = sum(quiet) // 2
+        open_pieces.append((cut, end, max(middle, quiet[1] - padding_frames), stop))
+        open_pieces.append((first, cut, start, min(middle, quiet[0] + padding_frames)))
     return done
+
+
+def _quiet(levels: np.ndarray, first: int, end: int, loud: float) -> tuple[int, int]:
+    """The quiet frames around the quietest one of a pause: those below the middle, in dB, of it and of speech."""
+    if first == end:
+        return first, end
+    pause = levels[first:end]
+    off_middle = np.abs(np.arange(len(pause)) - (len(pause) - 1) / 2)
+    quietest = int(np.lexsort((off_middle, pause))[0])  # of equals the middle one
+    not_quiet = np.flatnonzero(pause > max(np.sqrt(pause[quietest] * loud), pause[quietest], QUIET * loud))
+    at = int(np.searchsorted(not_quiet, quietest))
+    before = int(not_quiet[at - 1]) + 1 if at else 0
+    after = int(not_quiet[at]) if at < len(not_quiet) else len(pause)
+    return first + before, first + after
 
 
 def frame_levels(wave: np.ndarray, samples_per_frame: int, num_frames: int) -> np.ndarray:

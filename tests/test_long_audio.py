@@ -196,16 +196,21 @@ def test_every_character_is_in_one_piece_that_is_short_enough(seed, max_frames, 
     assert all(path[start:end].any() for start, end in pieces)
 
 
-def test_a_piece_is_cut_at_the_quietest_frame_of_its_longest_pause():
+def test_a_piece_is_cut_in_its_longest_pause_and_keeps_some_of_the_quiet():
     path, levels = torch.zeros(40, dtype=torch.long), np.ones(40)
     path[[4, 8, 12, 22, 26, 30]] = 1
-    levels[[2, 10, 19, 35]] = 0.1  # one in the pause from 13 to 21
-    options = {"blank_id": 0, "padding_frames": 20}
-    assert cut_at_pauses(path, levels, max_frames=40, **options) == [(0, 40)]
-    assert cut_at_pauses(path, levels, max_frames=30, **options) == [(0, 19), (19, 40)]
-    assert cut_at_pauses(path, levels, max_frames=31, blank_id=0, padding_frames=2) == [(2, 33)]
-    assert cut_at_pauses(path, levels, max_frames=20, blank_id=0, padding_frames=2) == [(2, 15), (20, 33)]
-    assert cut_at_pauses(torch.zeros(9), np.ones(9), max_frames=3, **options) == []
+    levels[[*range(3), *range(15, 21), *range(33, 40)]] = 0.01  # 13, 14 and 21 are still, or already, speech
+
+    def cut(max_frames, padding_frames, levels=levels):
+        return cut_at_pauses(path, levels, blank_id=0, max_frames=max_frames, padding_frames=padding_frames)
+
+    assert cut(40, 20) == [(0, 40)]
+    assert cut(35, 2) == [(1, 35)]
+    assert cut(30, 2) == [(1, 17), (19, 35)]
+    assert cut(30, 20) == [(0, 18), (18, 40)]
+    assert cut(29, 0) == [(3, 15), (21, 33)]
+    assert cut(20, 0, np.zeros(40)) == [(4, 13), (22, 31)]  # nothing but the path says what is speech
+    assert cut_at_pauses(torch.zeros(9), np.ones(9), blank_id=0, max_frames=3, padding_frames=2) == []
 
 
 def test_the_level_of_a_frame_is_its_power_and_that_of_its_neighbours():
