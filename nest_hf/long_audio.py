@@ -65,6 +65,8 @@ def plan_windows(
         raise ValueError(f"`num_samples` is {num_samples}; it must be 0 or more.")
     window = round(window_s * sampling_rate / samples_per_frame)
     overlap = round(overlap_s * sampling_rate / samples_per_frame)
+    if overlap_s <= window_s / 2:
+        overlap = min(overlap, window // 2)  # half of an odd number of frames
     if not 1 <= overlap <= window // 2:
         raise ValueError(
             f"`overlap_s` is {overlap_s} and `window_s` {window_s}; windows share at least one frame of "

@@ -40,6 +40,12 @@ def test_windows_cover_every_sample_and_share_the_overlap(num_samples):
     assert (len(windows) == 1) == (num_samples <= 320_000)
 
 
+def test_half_of_an_odd_number_of_frames_may_be_shared():
+    assert [(w.start // 1280, w.end // 1280) for w in plan_windows(150 * 1280, window_s=6.0, overlap_s=3.0)] == [
+        (0, 75), (38, 113), (76, 150)
+    ]  # fmt: skip
+
+
 def test_windows_of_nothing_and_of_bad_sizes():
     assert plan_windows(0) == []
     assert len(plan_windows(8000 * 60, sampling_rate=8000, samples_per_frame=640)) == 4
