@@ -36,7 +36,8 @@ class NestSpeechRecognitionPipeline(AutomaticSpeechRecognitionPipeline):
     the texts of a recording with and without chunks may differ in a few characters; batches change nothing.
 
     NEST-ASR runs in [`Transcriber`], which divides long recordings by itself. Its calls take `return_timestamps`
-    (`"char"`, `"word"`), `chunk_length_s` (the longest piece), `batch_size`, `language`, `prompt`, `itn`, `hotwords`.
+    (`"char"`, `"word"`), `chunk_length_s` (the longest piece; no longer than what the model was trained on),
+    `batch_size`, `language`, `prompt`, `itn`, `hotwords`.
 
     Args:
         model, tokenizer, feature_extractor, device: As in transformers' pipeline, which asks for the tokenizer and the

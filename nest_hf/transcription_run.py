@@ -51,7 +51,7 @@ class TranscriptionArguments:
         default=None,
         help="Recordings of more than max_window_s: cut at `pauses` or by `vad`, or in overlapping `windows`.",
     )
-    max_window_s: float = HfArg(default=30.0, help="Longest audio that is decoded in one piece.")
+    max_window_s: float = HfArg(default=30.0, help="Longest audio in one piece; no more than in training.")
     language: str | None = HfArg(default=None, help="Of the speech, for models that take one.")
     prompt: str | None = HfArg(default=None, help="Context, for models that take it.")
     itn: bool = HfArg(default=True, help="Numbers as written; false: as spoken.")

@@ -93,7 +93,7 @@ def test_every_form_and_rate_of_a_recording_is_heard_alike(recognise, recordings
     assert cer([result["text"] for result in recognise(raised)], expected) < 0.02
 
 
-def test_a_minute_in_chunks_is_heard_as_its_parts(recognise, recordings, speakers):
+def test_a_minute_in_chunks_is_heard_as_its_parts(recognise, recordings, speakers, request):
     """For a language model chunks are no longer than what it was trained on; CTC has more use for what is around."""
     waves, _, references = recordings
     groups, pause = [], np.zeros(RATE // 4, np.float32)
@@ -108,7 +108,7 @@ def test_a_minute_in_chunks_is_heard_as_its_parts(recognise, recordings, speaker
     joined = ["".join(references[i] for i in group) for group in groups]
     alone = ["".join(result["text"] for result in recognise([waves[i] for i in group])) for group in groups]
     minutes = [np.concatenate([piece for i in group for piece in (waves[i], pause)]) for group in groups]
-    chunk_s = 15.0 if recognise.transcriber is None else 6.0
+    chunk_s = request.config.getoption("--chunk_length_s") or (15.0 if recognise.transcriber is None else 6.0)
     whole = [result["text"] for result in recognise(minutes, chunk_length_s=chunk_s)]
     parts, chunks = cer(alone, joined), cer(whole, joined)
     print(f"{len(groups)} minutes: parts alone {parts:.4f}, in chunks of {chunk_s:g} s {chunks:.4f}")
