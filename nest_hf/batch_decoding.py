@@ -309,22 +309,26 @@ class BatchDecoder:
         index = torch.tensor(rows, device=device)
         encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
 
-        # prompts, without the features that the processor's call would make once more: heads, padding, the rest
-        prompts = processor.prompts(requests)
-        heads, cache = prompt_heads(self._heads(requests, prompts), num_beams=num_beams)
-        prompts = processor.with_placeholders(prompts, num_audio_tokens[index].tolist())
-        rests = [ids[len(head) :] for ids, head in zip(prompts, heads, strict=True)]
+        # prompts, without the features that the processor's call would make once more: what is read already, the rest
+        limits = [max_new_tokens(duration_s, tokens_per_s=self.settings.tokens_per_s) for duration_s in seconds]
+        prompts = processor.with_placeholders(processor.prompts(requests), num_audio_tokens[index].tolist())
+        starts = [int((ids == processor.audio_token_id).argmax()) for ids in prompts]
+        heads = [ids[:start].tolist() for ids, start in zip(prompts, starts, strict=True)]
+        room = max(len(ids) - start for ids, start in zip(prompts, starts, strict=True)) + max(limits) + 1
+        cache = prompt_heads(heads, num_beams=num_beams, room=room)
+        if cache is None:
+            starts = [0] * len(prompts)
         pad_token_id = processor.tokenizer.pad_token_id
         pad_token_id = processor.end_token_id if pad_token_id is None else pad_token_id
         options = {"batch_first": True, "padding_side": "left"}
         input_ids, attention_mask = [], []
-        for parts in (heads, rests):
-            parts = [torch.tensor(ids, dtype=torch.long) for ids in parts]
+        parted = [np.split(ids, [start]) for ids, start in zip(prompts, starts, strict=True)]
+        for parts in zip(*parted, strict=True):
+            parts = [torch.from_numpy(ids) for ids in parts]
             input_ids.append(pad_sequence(parts, padding_value=pad_token_id, **options))
             attention_mask.append(pad_sequence([torch.ones_like(ids) for ids in parts], **options))
         input_ids, attention_mask = (torch.cat(parts, dim=1).to(device) for parts in (input_ids, attention_mask))
 
-        limits = [max_new_tokens(duration_s, tokens_per_s=self.settings.tokens_per_s) for duration_s in seconds]
         end_at_limit = EndAtLimit(
             torch.tensor(limits, device=device),
             prompt_length=input_ids.shape[1],
@@ -346,17 +350,6 @@ class BatchDecoder:
         is_end = torch.isin(sequences[:, input_ids.shape[1] :], torch.tensor(processor.end_token_ids, device=device))
         num_tokens = (is_end.cumsum(-1) == 0).sum(-1).tolist()
         return processor.decode_answers(sequences), num_tokens, limits
-
-    def _heads(self, requests: list[Request], prompts: list[np.ndarray]) -> list[tuple[int, ...]]:
-        """What each prompt says before the first hotword, or before the audio where there is none."""
-        others = self.processor.prompts([r._replace(keywords=("0",) if r.keywords else ()) for r in requests])
-        heads = []
-        for ids, other in zip(prompts, others, strict=True):
-            # a token may reach into the first hotword: compared as they are, not as they would be alone
-            number = min(len(ids), len(other))
-            ends = (ids[:number] != other[:number]) | (ids[:number] == self.processor.audio_token_id)
-            heads.append(tuple(ids[: ends.argmax()].tolist()))
-        return heads
 
     def _times(self, log_probs, lengths, texts) -> list[list[TimedText]]:
         return character_timestamps(

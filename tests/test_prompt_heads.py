@@ -2,15 +2,15 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from tiny_asr import tiny_model, tiny_processor, waves
+from transformers.cache_utils import DynamicLayer
 
 from nest_hf.asr_prompt import Request
 from nest_hf.batch_decoding import BatchDecoder, DecodingSettings
 from nest_hf.hotwords import FoundHotword, HotwordFilter
-from nest_hf.prompt_heads import PromptHeads
+from nest_hf.prompt_heads import PromptHeads, RoomyLayer
 from nest_hf.transcription import Transcriber
 
 WORDS = ["一二", "三四五", "五", "二三", "四四一", "一五"]
@@ -75,19 +75,54 @@ def test_what_prompts_share_is_read_once_in_a_call_of_several_batches():
         calls.append([tuple(shape) for shape in notes.shapes if shape[1] > 1])
     prompt = processor.prompts([Request()])[0]
     (head_with, *rest_with), (head, *rest) = calls
-    assert head == (1, prompt.tolist().index(processor.audio_token_id))
-    assert rest == [(4, len(prompt) - 1 - head[1] + 13)] * 2  # 13 audio tokens
-    assert len(rest_with) == 2 and head_with[0] == 1 and head_with[1] > head[1]
+    before = prompt.tolist().index(processor.audio_token_id)
+    audio = (4, len(prompt) - 1 - before + 13)  # 13 audio tokens
+    assert head == (1, before)
+    assert rest == [audio] * 2
+    # hotwords are read before the audio, and from there on all prompts are alike
+    assert head_with[0] == 1 and head_with[1] > before
+    assert [shape for shape in rest_with if shape[0] > 1] == [audio] * 2
 
 
-def test_a_head_that_no_other_recording_shares_is_read_with_its_prompt():
+def test_a_prompt_with_many_hotwords_pads_no_other_one():
+    processor = tiny_processor()
+    model = tiny_model(processor)
+    notes = observed(model)
+    decoder = BatchDecoder(model, processor, DecodingSettings(guard=None))
+    decoder(waves(*[1.0] * 6), [Request()] * 6, hotwords=Heard(WORDS, processor.ctc_tokenizer, blank_id=0))
+    read = {shape[0]: shape[1] for shape in notes.shapes if shape[1] > 1}
+    befores = [
+        tuple(ids[: ids.tolist().index(processor.audio_token_id)])
+        for ids in processor.prompts([Request(keywords=tuple(WORDS[:number])) for number in range(6)])
+    ]
+    # every different beginning once
+    assert read[1] == len({ids[:end] for ids in befores for end in range(1, 1 + len(ids))})
+    assert read[6] < 20
+
+
+def test_prompts_that_share_nothing_or_are_alone_are_read_as_they_are():
     processor = tiny_processor()
     model = tiny_model(processor)
     notes = observed(model)
     decoder = BatchDecoder(model, processor, DecodingSettings(guard=None))
     decoder(waves(1.0), [Request()])
-    decoder(waves(1.0, 1.0), [Request(prompt="一"), Request(prompt="二")])
-    assert notes.caches == [False, False]
+    assert notes.caches == [False]
+    heads = PromptHeads(model)
+    with torch.inference_mode():
+        assert heads([(4, 5), (6, 5)]) is None
+        assert heads([(4, 5), (4, 6)]) is not None
+        assert heads([(4, 5)]).get_seq_length() == 2  # 4 is there from before
+
+
+def test_very_long_prompts_are_read_as_they_are(monkeypatch):
+    processor = tiny_processor()
+    model = tiny_model(processor)
+    monkeypatch.setattr("nest_hf.prompt_heads.MAX_NEW_NODES", 4)
+    heads = PromptHeads(model)
+    with torch.inference_mode():
+        assert heads([(4, 5, 6), (4, 5, 7)]) is not None
+        assert heads([(4, 5, 6, 8, 9), (4, 5, 7, 8, 9), (4,)]) is None
+        assert heads([(4, 5)]).get_seq_length() == 2
 
 
 def test_a_language_model_with_a_sliding_window_reads_whole_prompts():
@@ -99,29 +134,66 @@ def test_a_language_model_with_a_sliding_window_reads_whole_prompts():
     assert notes.caches == [False]
 
 
-def test_a_head_ends_where_prompts_differ_even_within_a_token():
-    def prompts(requests):  # of hotwords that begin with 一, the first is a token with the bracket: 9, not 7
-        heads = {"一": [1, 2, 9], "二": [1, 2, 7, 12], "0": [1, 2, 7, 10]}
-        return [np.array([*(heads[r.keywords[0][0]] if r.keywords else [1, 2]), 5, 3]) for r in requests]
-
-    decoder = SimpleNamespace(processor=SimpleNamespace(prompts=prompts, audio_token_id=5))
-    requests = [Request(keywords=("一二",)), Request(keywords=("二",)), Request()]
-    heads = BatchDecoder._heads(decoder, requests, prompts(requests))
-    assert heads == [(1, 2), (1, 2, 7), (1, 2)]
-
-
 def test_rows_of_the_cache_are_those_of_their_heads_alone():
     processor = tiny_processor()
     model = tiny_model(processor)
     heads = PromptHeads(model)
+    batches = [
+        [(4, 5, 6, 7), (8, 9), (4, 5, 6, 7), (8, 9), (4, 5, 7), (7,)],
+        [(4, 5, 6, 9, 9), (8, 9, 4), (5, 5)],  # goes on where the first one was
+        [(4, 5, 6, 9)],
+    ]
     with torch.inference_mode():
-        used, cache = heads([(4, 5, 6, 7), (8, 9), (4, 5, 6, 7), (8, 9), (7,)], num_beams=2)
-        assert used == [(4, 5, 6, 7), (8, 9), (4, 5, 6, 7), (8, 9), ()]
-        again, shorter = heads([(8, 9)])
-        assert again == [(8, 9)] and shorter.get_seq_length() == 2
-        for ids, rows in (((4, 5, 6, 7), [0, 1, 4, 5]), ((8, 9), [2, 3, 6, 7])):
-            alone = model.model.language_model(torch.tensor([ids]), use_cache=True).past_key_values
-            for whole, part in zip(cache.layers, alone.layers, strict=True):
-                for row in rows:
-                    torch.testing.assert_close(whole.keys[row, :, -len(ids) :], part.keys[0])
-                    torch.testing.assert_close(whole.values[row, :, -len(ids) :], part.values[0])
+        for batch in batches:
+            cache = heads(batch, num_beams=2)
+            assert cache.get_seq_length() == max(map(len, batch))
+            for number, ids in enumerate(batch):
+                alone = model.model.language_model(torch.tensor([ids]), use_cache=True).past_key_values
+                for whole, part in zip(cache.layers, alone.layers, strict=True):
+                    for row in (2 * number, 2 * number + 1):
+                        torch.testing.assert_close(whole.keys[row, :, -len(ids) :], part.keys[0])
+                        torch.testing.assert_close(whole.values[row, :, -len(ids) :], part.values[0])
+
+
+def test_only_what_prompts_share_stays_for_the_next_batch():
+    processor = tiny_processor()
+    heads = PromptHeads(tiny_model(processor))
+    with torch.inference_mode():
+        for number in range(10, 30):
+            heads([(4, 5, number), (4, 5, number + 1)])
+    assert len(heads.nodes) == heads.layers[0][0].shape[2] == 2
+
+
+def test_a_layer_with_room_is_a_dynamic_layer_that_does_not_move():
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 3, 2, 4, 5)
+    plain, roomy = DynamicLayer(), RoomyLayer(keys, values, room=6)
+    plain.update(keys, values)
+    places = set()
+    order = torch.tensor([2, 0, 0])
+    steps = [
+        lambda layer: None,
+        lambda layer: layer.reorder_cache(order),
+        lambda layer: layer.crop(-2),
+        lambda layer: layer.batch_select_indices(order),  # from here on without room
+        lambda layer: layer.reorder_cache(order),
+    ]
+    for number, step in enumerate(steps):
+        new_keys, new_values = torch.randn(2, 3, 2, 2, 5)
+        for layer in (plain, roomy):
+            step(layer)
+            held = layer.update(new_keys, new_values)
+        assert torch.equal(held[0], plain.keys) and torch.equal(held[1], plain.values)
+        assert roomy.get_seq_length() == plain.get_seq_length()
+        if number in (1, 2):
+            places.add(held[0].data_ptr())
+    assert len(places) == 1
+
+
+def test_a_full_layer_goes_on():
+    keys = torch.randn(1, 1, 3, 2)
+    layer = RoomyLayer(keys, keys, room=1)
+    for length in (4, 5, 6):
+        held, _ = layer.update(keys[:, :, :1], keys[:, :, :1])
+        assert held.shape[2] == length and torch.equal(held[:, :, -1:], keys[:, :, :1])
+    assert torch.equal(held[:, :, :3], keys)
