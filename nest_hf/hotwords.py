@@ -72,8 +72,9 @@ class HotwordFilter:
         self.hotwords: list[str] = []
         self.unscored: list[str] = []
         rows = []
-        for word in dict.fromkeys(hotwords):
-            tokens = [token for token, _, _ in tokens_with_offsets(word, tokenizer)]
+        words = list(dict.fromkeys(hotwords))
+        for word, tokens in zip(words, tokens_with_offsets(words, tokenizer), strict=True):
+            tokens = [token for token, _, _ in tokens]
             num_known = sum(token != WILDCARD for token in tokens)
             if 3 * num_known >= 2 * len(tokens):
                 self.hotwords.append(word)

@@ -84,7 +84,7 @@ def character_timestamps(
         raise ValueError(f"`boundary` is {boundary!r}; choose `midpoint` or `mark`.")
     if len(texts) != len(log_probs):
         raise ValueError(f"`texts` has {len(texts)} texts for {len(log_probs)} utterances of `log_probs`.")
-    pieces = [_pieces(text, tokenizer) for text in texts]
+    pieces = [_pieces(*row) for row in zip(texts, tokens_with_offsets(texts, tokenizer), strict=True)]
     token_ids = [[token for token, _, _ in row] for row in pieces]
     spans = align_tokens(log_probs, lengths, token_ids, blank_id=blank_id)
     num_frames = [log_probs.shape[1]] * len(texts) if lengths is None else torch.as_tensor(lengths).tolist()
@@ -212,23 +212,26 @@ def _viterbi(emissions: np.ndarray, lengths: np.ndarray, labels: list[np.ndarray
     return states, possible
 
 
-def tokens_with_offsets(text: str, tokenizer) -> list[tuple[int, int, int]]:
+def tokens_with_offsets(texts: Sequence[str], tokenizer) -> list[list[tuple[int, int, int]]]:
     """
-    `(token id, first character, end character)` of every token, `WILDCARD` in place of the unknown token.
+    Of each text `(token id, first character, end character)` of every token, `WILDCARD` in place of the unknown token.
 
     A fast tokenizer gives its own offsets, so that tokens may be parts or groups of characters; any other, such as
-    `Wav2Vec2CTCTokenizer`, is asked for each character alone.
+    `Wav2Vec2CTCTokenizer`, is asked for each different character alone.
     """
+    if not texts:
+        return []
     if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        tokens = list(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        encoded = tokenizer(list(texts), add_special_tokens=False, return_offsets_mapping=True)
+        pairs = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        rows = [list(zip(ids, offsets, strict=True)) for ids, offsets in pairs]
     else:
-        alphabet = list(dict.fromkeys(text))
+        alphabet = list(dict.fromkeys("".join(texts)))
         encoded = tokenizer(alphabet, add_special_tokens=False)["input_ids"] if alphabet else []
         ids = dict(zip(alphabet, encoded, strict=True))
-        tokens = [(token, (index, index + 1)) for index, character in enumerate(text) for token in ids[character]]
+        rows = [[(token, (n, n + 1)) for n, letter in enumerate(text) for token in ids[letter]] for text in texts]
     unknown = tokenizer.unk_token_id
-    return [(WILDCARD if token == unknown else token, start, end) for token, (start, end) in tokens]
+    return [[(WILDCARD if token == unknown else token, *offsets) for token, offsets in row] for row in rows]
 
 
 def is_spoken(character: str) -> bool:
@@ -236,11 +239,11 @@ def is_spoken(character: str) -> bool:
     return character in SPOKEN_SIGNS or unicodedata.category(character)[0] in "LNM"
 
 
-def _pieces(text: str, tokenizer) -> list[tuple[int, int, int]]:
+def _pieces(text: str, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The tokens that are heard, with one wildcard for each run of spoken characters that have no token."""
     pieces = []
     position = 0
-    for token, start, end in [*tokens_with_offsets(text, tokenizer), (WILDCARD, len(text), len(text))]:
+    for token, start, end in [*tokens, (WILDCARD, len(text), len(text))]:
         known = token != WILDCARD and any(map(is_spoken, text[start:end]))
         until = start if known else end  # an unknown token, and what the tokenizer left out
         if any(map(is_spoken, text[position:until])):

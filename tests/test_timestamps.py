@@ -144,8 +144,11 @@ class PairTokenizer:
 
     is_fast, unk_token_id = True, 1
 
-    def __call__(self, text, **kwargs):
-        return {"input_ids": [2, 3, 4], "offset_mapping": [(0, 2), (2, 3), (2, 3)]}
+    def __call__(self, texts, **kwargs):
+        return {
+            "input_ids": [[2, 3, 4]] * len(texts),
+            "offset_mapping": [[(0, 2), (2, 3), (2, 3)]] * len(texts),
+        }
 
 
 def test_tokens_that_are_groups_or_parts_of_characters():
