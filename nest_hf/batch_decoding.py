@@ -309,25 +309,25 @@ class BatchDecoder:
         index = torch.tensor(rows, device=device)
         encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
 
-        # prompts, without the features that the processor's call would make once more: what is read already, the rest
+        # prompts, without the features that the processor's call would make once more
         limits = [max_new_tokens(duration_s, tokens_per_s=self.settings.tokens_per_s) for duration_s in seconds]
         prompts = processor.with_placeholders(processor.prompts(requests), num_audio_tokens[index].tolist())
         starts = [int((ids == processor.audio_token_id).argmax()) for ids in prompts]
-        heads = [ids[:start].tolist() for ids, start in zip(prompts, starts, strict=True)]
-        room = max(len(ids) - start for ids, start in zip(prompts, starts, strict=True)) + max(limits) + 1
-        cache = prompt_heads(heads, num_beams=num_beams, room=room)
-        if cache is None:
-            starts = [0] * len(prompts)
+        parts = [np.split(ids, [start]) for ids, start in zip(prompts, starts, strict=True)]
+        heads, rests = zip(*parts, strict=True)
+        room = max(map(len, rests)) + max(limits) + 1
+        cache = prompt_heads([head.tolist() for head in heads], num_beams=num_beams, room=room)
+
+        # what the cache holds is padded by itself, in front of the rest
         pad_token_id = processor.tokenizer.pad_token_id
         pad_token_id = processor.end_token_id if pad_token_id is None else pad_token_id
         options = {"batch_first": True, "padding_side": "left"}
         input_ids, attention_mask = [], []
-        parted = [np.split(ids, [start]) for ids, start in zip(prompts, starts, strict=True)]
-        for parts in zip(*parted, strict=True):
-            parts = [torch.from_numpy(ids) for ids in parts]
-            input_ids.append(pad_sequence(parts, padding_value=pad_token_id, **options))
-            attention_mask.append(pad_sequence([torch.ones_like(ids) for ids in parts], **options))
-        input_ids, attention_mask = (torch.cat(parts, dim=1).to(device) for parts in (input_ids, attention_mask))
+        for rows_of_ids in [prompts] if cache is None else [heads, rests]:
+            tensors = [torch.from_numpy(ids) for ids in rows_of_ids]
+            input_ids.append(pad_sequence(tensors, padding_value=pad_token_id, **options))
+            attention_mask.append(pad_sequence([torch.ones_like(ids) for ids in tensors], **options))
+        input_ids, attention_mask = (torch.cat(found, dim=1).to(device) for found in (input_ids, attention_mask))
 
         end_at_limit = EndAtLimit(
             torch.tensor(limits, device=device),

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-MAX_NEW_NODES = 4096  # read in one row, in which each position is masked for all but its own
+# The nodes of a batch are one row, in which most pairs of positions are masked but computed. Up to so many pairs cost
+# little beside the rest of a layer; beyond, there are to be no more than in prompts read one by one.
+FEW_PAIRS = 2**24
 
 
 class PromptHeads:
@@ -55,7 +57,7 @@ class PromptHeads:
 
         Returns:
             The cache of B x `num_beams` rows, in which heads are left-padded to the longest; None where nothing is
-            gained because no two heads begin alike.
+            gained: no two heads begin alike, or they are long and share little.
         """
         if not self.is_possible:
             return None
@@ -68,7 +70,9 @@ class PromptHeads:
             paths.append(np.array(path[1:], dtype=np.int64))
         counts = np.bincount(np.concatenate(paths), minlength=len(nodes))
         is_shared = (counts > 1) | ((counts > 0) & (np.arange(len(nodes)) < num_old))
-        if not is_shared.any() or len(nodes) - num_old > MAX_NEW_NODES:
+        longest = max(map(len, paths))
+        num_pairs = (len(nodes) - num_old) * len(nodes)
+        if not is_shared.any() or num_pairs > max(FEW_PAIRS, len(paths) * longest**2):
             return None
 
         # 2. keys and values of its nodes
@@ -81,7 +85,7 @@ class PromptHeads:
             self.nodes = {(numbers[key[0]], key[1]): numbers[node] for key, node in nodes.items() if is_shared[node]}
 
         # 3. a row for each head
-        index = np.zeros((len(paths), max(map(len, paths))), dtype=np.int64)
+        index = np.zeros((len(paths), longest), dtype=np.int64)
         for row, path in zip(index, paths, strict=True):
             row[len(row) - len(path) :] = path
         index = torch.from_numpy(index).to(self.model.device).repeat_interleave(num_beams, dim=0)
@@ -118,7 +122,8 @@ class PromptHeads:
 
 class RoomyLayer(DynamicLayer):
     """
-    A layer of a cache with room for positions to come, so that a step of generation does not copy all that is there.
+    A layer of a cache with room for positions to come: a step of generation copies nothing that is there, as with
+    `DynamicLayer`, and does not attend to what is empty yet, as with `StaticLayer`.
 
     Args:
         keys, values (`torch.Tensor` of shape `(B, heads, P, width)`): What is there.

@@ -262,4 +262,9 @@ def _labels(values: list, edges: list | None) -> tuple[list[str], list[str]]:
     return labels, [name for name in [*names, "unknown"] if name in set(labels)]
 
 
-__all__ = ["RATES", "Scorer", "System", "compare", "rates_by", "totals_of"]
+def folder_name(system: str) -> str:
+    """Folder of a system's utterances among the results: its name without what is not for paths."""
+    return regex.sub(r"[^\w.=+-]+", "_", system)
+
+
+__all__ = ["RATES", "Scorer", "System", "compare", "folder_name", "rates_by", "totals_of"]

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ from .score_tables import (
     rates_table,
     two_sided,
 )
-from .scoring import RATES, Scorer, System, compare, rates_by
+from .scoring import RATES, Scorer, System, compare, folder_name, rates_by
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +105,7 @@ def score(args: ScoringArguments) -> dict:
     folder = Path(args.output_dir)
     for system in systems:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in system.rows]
-        write_whole(folder / safe(system.name) / "utterances.jsonl", "".join(lines).encode())
+        write_whole(folder / folder_name(system.name) / "utterances.jsonl", "".join(lines).encode())
     metrics = {
         "references": args.references,
         "normalizer": systems[0].settings["normalizer"],
@@ -168,6 +167,9 @@ def named_files(items: list[str]) -> dict[str, Path]:
         for key, part in found.items():
             if key in files:
                 raise ValueError(f"two hypotheses are called {key!r}; write name=path.")
+            for other in files:
+                if folder_name(other) == folder_name(key):
+                    raise ValueError(f"{other!r} and {key!r} would be written to one folder; write another name=path.")
             files[key] = part
     return files
 
@@ -181,7 +183,3 @@ def results(system: System) -> dict:
     rates = {rate: getattr(system, rate) for rate in RATES}
     missing = {"count": len(system.missing), "ids": system.missing}
     return {**rates, "missing": missing, "settings": system.settings}
-
-
-def safe(name: str) -> str:
-    return re.sub(r"[^\w.=+-]+", "_", name)

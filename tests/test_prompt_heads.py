@@ -114,15 +114,17 @@ def test_prompts_that_share_nothing_or_are_alone_are_read_as_they_are():
         assert heads([(4, 5)]).get_seq_length() == 2  # 4 is there from before
 
 
-def test_very_long_prompts_are_read_as_they_are(monkeypatch):
+def test_long_prompts_that_share_little_are_read_as_they_are(monkeypatch):
     processor = tiny_processor()
     model = tiny_model(processor)
-    monkeypatch.setattr("nest_hf.prompt_heads.MAX_NEW_NODES", 4)
+    monkeypatch.setattr("nest_hf.prompt_heads.FEW_PAIRS", 16)
     heads = PromptHeads(model)
+    own = [(4, *[5 + number] * 6) for number in range(8)]  # 49 nodes in a row, against 8 rows of 7
     with torch.inference_mode():
         assert heads([(4, 5, 6), (4, 5, 7)]) is not None
-        assert heads([(4, 5, 6, 8, 9), (4, 5, 7, 8, 9), (4,)]) is None
-        assert heads([(4, 5)]).get_seq_length() == 2
+        assert heads(own) is None
+        assert heads([(4, 5)]).get_seq_length() == 2  # which stays as it was
+        assert heads(own[:1] * 8) is not None  # long, too, but all of them the same
 
 
 def test_a_language_model_with_a_sliding_window_reads_whole_prompts():

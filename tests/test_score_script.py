@@ -211,6 +211,8 @@ def bad_input(write, tmp_path, kind: str) -> list:
             return ["--hypotheses", good, write("y.jsonl", GOOD, {**REFERENCES, "a": "不同"})]
         case "same name":
             return ["--hypotheses", f"x={good}", f"x={references}"]
+        case "same folder":
+            return ["--hypotheses", f"stage 1={good}", f"stage_1={references}"]
         case "unfinished":
             (tmp_path / "hyp.jsonl.part0").write_text("")
             return ["--hypotheses", tmp_path / "hyp.jsonl"]
@@ -232,6 +234,7 @@ def bad_input(write, tmp_path, kind: str) -> list:
         ("no reference", "bring no `reference`; give --references"),
         ("conflict", "id 'a' has the reference '我要办理业务' in good and '不同' in y"),
         ("same name", "two hypotheses are called 'x'"),
+        ("same folder", "'stage 1' and 'stage_1' would be written to one folder"),
         ("unfinished", "is not finished; run the same transcribe.py once more"),
         ("empty references", "is empty"),
         ("level", "`level` is 'best'; choose one of raw, basic, zh"),

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..scoring import System
+from ..scoring import System, folder_name
 
 
 @dataclass
@@ -30,8 +30,6 @@ def read_scores(folder: str | Path) -> Scores:
     Raises:
         ValueError: for a folder that does not hold them, or whose utterances are not those of the metrics.
     """
-    from ..scoring_run import safe  # which imports the report
-
     folder = Path(folder)
     path = folder / "metrics.json"
     if not path.is_file():
@@ -41,7 +39,7 @@ def read_scores(folder: str | Path) -> Scores:
     metrics = _json(path.read_text(encoding="utf-8"), str(path))
     systems = []
     for name, results in metrics["systems"].items():
-        path = folder / safe(name) / "utterances.jsonl"
+        path = folder / folder_name(name) / "utterances.jsonl"
         if not path.is_file():
             raise ValueError(f"{path} does not exist; run score.py again.")
         with open(path, encoding="utf-8") as file:
