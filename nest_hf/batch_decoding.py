@@ -1,4 +1,4 @@
-"""A batch of short recordings -> texts: CTC, hotwords for the prompt, the language model, the guard, character times.
+"""A batch of short recordings -> texts: CTC, hotwords, the language model, the choice, the guard, character times.
 
 The audio is encoded once for both heads. No recording depends on the others of its batch.
 
@@ -6,12 +6,12 @@ Dimensions: B recordings, T encoder frames, V outputs of the CTC head, L text po
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from .asr_outputs import NestAsrEncodedAudio
 from .asr_prompt import Request
@@ -19,11 +19,13 @@ from .configuration_nest_asr import num_encoder_frames
 from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
 from .guards import GuardDecision, GuardSettings, blank_statistics, guard_text, is_silence, max_new_tokens
 from .hotwords import HotwordFilter
+from .joint_decoding import AnswerScorer, CtcScorer, choose_texts
 from .prompt_heads import PromptHeads
 from .timestamps import TimedText, character_timestamps
 
 MODES = ("lm", "ctc")
 LONG_AUDIO = ("pauses", "windows", "vad")
+MAX_WINDOW_S, MAX_OVERLAP_S = 30.0, 4.0  # where nothing else is known
 # kaldi's first window of 25 ms begins with the audio, and is the middle one of the first stack
 FUN_ASR_FIRST_FRAME_S = 0.0125
 
@@ -38,18 +40,30 @@ class DecodingSettings:
             `"lm"`: by the language model; `"ctc"`: by the CTC head alone, which is fast.
         num_beams (`int`, *optional*, defaults to 1): Beams of the language model; 1 is greedy.
         ctc_beam_size (`int`, *optional*, defaults to 1): Prefixes of the CTC beam search; 1 is the best path.
+        ctc_weight (`float`, *optional*, defaults to 0.0):
+            With more than 0, both heads choose among the beams of the language model, the `ctc_beam_size` best texts
+            of CTC, and the best of each with a hotword where CTC admits it: by
+            `(1 - ctc_weight) log p_LM + ctc_weight log p_CTC`. What the CTC head cannot write, it does not judge.
+        hotword_bonus (`float`, *optional*, defaults to 1.5):
+            Nats for each character of a hotword in a text among which is chosen. By CTC alone the choice is among its
+            own texts, where there are hotwords.
         guard ([`~guards.GuardSettings`], *optional*, defaults to `GuardSettings()`):
             When the CTC head overrules the language model; None: never.
         tokens_per_s (`float`, *optional*, defaults to 12.0): Fastest speech, see [`~guards.max_new_tokens`].
-        max_hotwords (`int`, *optional*, defaults to 20): Most hotwords in a prompt.
+        hotwords_in_prompt (`bool`, *optional*, defaults to `True`):
+            Whether prompts name the hotwords that may have been said. `False` for a language model that saw none in
+            training, which they only confuse; with `ctc_weight` they still count.
+        max_hotwords (`int`, *optional*, defaults to 20): Most hotwords of a recording.
         hotword_threshold (`float`, *optional*, defaults to -2.0): See [`~hotwords.HotwordFilter`].
         long_audio (`str`, *optional*):
             How a recording longer than `max_window_s` is divided: into overlapping `"windows"`; at `"pauses"` that CTC
             finds in such windows; or by voice activity, `"vad"`, for which silero-vad is needed. By default at pauses
             for the language model, in windows for CTC alone.
-        max_window_s (`float`, *optional*, defaults to 30.0):
-            Longest audio that is decoded in one piece; best no longer than what the model was trained on.
-        overlap_s (`float`, *optional*, defaults to 4.0): Seconds that neighbouring windows share.
+        max_window_s (`float`, *optional*):
+            Longest audio that is decoded in one piece. By default 30 s, for a language model `config.max_audio_s`
+            where that is known.
+        overlap_s (`float`, *optional*):
+            Seconds that neighbouring windows share: 4 s by default, and a third of `max_window_s` at most.
         batch_duration_s (`float`, *optional*, defaults to 160.0):
             Seconds of a batch, padding included. With a language model each recording counts 4 s more for its prompt,
             and once for every beam: a second is at most 25 tokens in the cache, of Qwen3-0.6B in bfloat16 3 MB.
@@ -71,13 +85,16 @@ class DecodingSettings:
     mode: str = "lm"
     num_beams: int = 1
     ctc_beam_size: int = 1
+    ctc_weight: float = 0.0
+    hotword_bonus: float = 1.5
     guard: GuardSettings | None = GuardSettings()
     tokens_per_s: float = 12.0
+    hotwords_in_prompt: bool = True
     max_hotwords: int = 20
     hotword_threshold: float = -2.0
     long_audio: str | None = None
-    max_window_s: float = 30.0
-    overlap_s: float = 4.0
+    max_window_s: float | None = None
+    overlap_s: float | None = None
     batch_duration_s: float = 160.0
 
     def __post_init__(self):
@@ -89,15 +106,32 @@ class DecodingSettings:
         for name in ("num_beams", "ctc_beam_size", "max_hotwords"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be 1 or more.")
-        for name in ("tokens_per_s", "max_window_s", "batch_duration_s"):
-            if not getattr(self, name) > 0:
+        for name in ("tokens_per_s", "max_window_s", "overlap_s", "batch_duration_s"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
-        if not 0 < self.overlap_s <= self.max_window_s / 2:
+        if None not in (self.overlap_s, self.max_window_s) and self.overlap_s > self.max_window_s / 2:
             raise ValueError(
-                f"`overlap_s` is {self.overlap_s}; it must be above 0, and half of `max_window_s` at most."
+                f"`overlap_s` is {self.overlap_s:g} and `max_window_s` {self.max_window_s:g}; windows may share half "
+                "of their length at most."
             )
-        if self.mode == "ctc" and self.num_beams != 1:
-            raise ValueError(f"`num_beams` is {self.num_beams}, but `mode` 'ctc' runs no language model; set it to 1.")
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"`ctc_weight` is {self.ctc_weight}; it must lie between 0 and 1.")
+        if not 0 <= self.hotword_bonus < float("inf"):
+            raise ValueError(f"`hotword_bonus` is {self.hotword_bonus}; it must be 0 or more.")
+        for name, default in (("num_beams", 1), ("ctc_weight", 0.0)):
+            if self.mode == "ctc" and getattr(self, name) != default:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but `mode` 'ctc' runs no language model; leave it out."
+                )
+
+    def for_model(self, config) -> "DecodingSettings":
+        """The same with lengths in place of those that were left open, for a model of this `config`."""
+        max_window_s, overlap_s = self.max_window_s, self.overlap_s
+        if max_window_s is None:
+            max_window_s = (self.mode == "lm" and getattr(config, "max_audio_s", None)) or MAX_WINDOW_S
+        if overlap_s is None:
+            overlap_s = min(MAX_OVERLAP_S, max_window_s / 3)
+        return replace(self, max_window_s=max_window_s, overlap_s=overlap_s)
 
 
 @dataclass(frozen=True)
@@ -107,9 +141,10 @@ class DecodedAudio:
 
     Attributes:
         text (`str`): The text to use.
-        lm_text, ctc_text (`str`, *optional*): What each head wrote; None where it did not run.
-        decision ([`~guards.GuardDecision`], *optional*): The guard's; None where there was nothing to decide.
-        hotwords (`tuple[str, ...]`): Those in the prompt.
+        lm_text, ctc_text (`str`, *optional*): What each head wrote by itself; None where it did not run.
+        decision ([`~guards.GuardDecision`], *optional*):
+            The guard's, about the text that was chosen; None where there was nothing to decide.
+        hotwords (`tuple[str, ...]`): Those that CTC admits.
         hit_max_new_tokens (`bool`): Whether the language model was cut off.
         path (`torch.LongTensor` of shape `(T,)`, *optional*): Best class of each frame; None without a CTC head.
         times (`dict[str, list[TimedText]]`): Characters of those of the three texts that were asked for.
@@ -123,6 +158,24 @@ class DecodedAudio:
     hit_max_new_tokens: bool
     path: torch.Tensor | None
     times: dict[str, list[TimedText]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """
+    What the language model wrote of B recordings.
+
+    Attributes:
+        texts (`list[list[str]]`): Of each recording, the best first.
+        counts (`list[list[int]]`): The tokens of each, the end token not counted.
+        limits (`list[int]`): The most tokens of each recording.
+        scorer ([`~joint_decoding.AnswerScorer`], *optional*): For other texts, where there is a choice.
+    """
+
+    texts: list[list[str]]
+    counts: list[list[int]]
+    limits: list[int]
+    scorer: AnswerScorer | None
 
 
 class EndAtLimit(LogitsProcessor):
@@ -157,6 +210,7 @@ class BatchDecoder:
         settings ([`DecodingSettings`]): How.
 
     Attributes:
+        settings ([`DecodingSettings`]): The same, its lengths those for this model.
         has_language_model, has_ctc (`bool`): Which heads there are.
         ctc_tokenizer, blank_id: Of the CTC head.
         sampling_rate (`int`): Hz of the waveforms.
@@ -164,8 +218,8 @@ class BatchDecoder:
     """
 
     def __init__(self, model, processor, settings: DecodingSettings):
-        self.model, self.processor, self.settings = model, processor, settings
         config = model.config
+        self.model, self.processor, self.settings = model, processor, settings.for_model(config)
         self.extractor = processor.feature_extractor
         self.sampling_rate = self.extractor.sampling_rate
         self.has_language_model = config.model_type == "nest_asr"
@@ -185,8 +239,11 @@ class BatchDecoder:
             raise ValueError(
                 "`mode` is 'lm', but NestForCTC has no language model; pass DecodingSettings(mode='ctc')."
             )
-        if settings.mode == "ctc" and not self.has_ctc:
-            raise ValueError("`mode` is 'ctc', but this model has no CTC head, or its processor no CTC tokenizer.")
+        for name, value in (("mode", "ctc"), ("ctc_weight", settings.ctc_weight or None)):
+            if getattr(settings, name) == value and not self.has_ctc:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but this model has no CTC head, or its processor no CTC tokenizer."
+                )
 
     @torch.inference_mode()
     def __call__(
@@ -209,11 +266,13 @@ class BatchDecoder:
         """
         # 1. encode once, CTC
         encoded, log_probs, lengths, num_audio_tokens = self._encode(waves)
-        paths = ctc_texts = blanks = [None] * len(waves)
+        paths = blanks = [None] * len(waves)
+        ctc_bests: list[list[str | None]] = [[None]] * len(waves)
         if self.has_ctc:
             path = best_path(log_probs, lengths, blank_id=self.blank_id)
             paths = [row[:length].cpu() for row, length in zip(path.ids, lengths.tolist(), strict=True)]
-            ctc_texts = self._ctc_texts(log_probs, lengths, path.ids)
+            ctc_bests = self._ctc_bests(log_probs, lengths, path.ids)
+        ctc_texts = [texts[0] for texts in ctc_bests]
 
         # 2. hotwords that may have been said
         named = [()] * len(waves)
@@ -224,33 +283,49 @@ class BatchDecoder:
             named = [tuple(hotwords)] * len(waves)
 
         # 3. the language model, where something was said
-        guarded = self.settings.mode == "lm" and self.has_ctc and self.settings.guard is not None
-        lm_texts, counts, limits = ([None] * len(waves) for _ in range(3))
-        if self.settings.mode == "lm":
-            rows = list(range(len(waves)))
-            if guarded:
-                blanks = blank_statistics(log_probs, lengths, blank_id=self.blank_id)
-                rows = [r for r in rows if not is_silence(ctc_texts[r], blanks[r], self.settings.guard)]
+        by_lm = self.settings.mode == "lm"
+        guarded = by_lm and self.has_ctc and self.settings.guard is not None
+        rows = list(range(len(waves)))
+        if guarded:
+            blanks = blank_statistics(log_probs, lengths, blank_id=self.blank_id)
+            rows = [r for r in rows if not is_silence(ctc_texts[r], blanks[r], self.settings.guard)]
             named = [words if row in rows else () for row, words in enumerate(named)]
+        lm_texts, counts, limits = ([None] * len(waves) for _ in range(3))
+        answers = None
+        if by_lm and rows:
             seconds = [len(waves[row]) / self.sampling_rate for row in rows]
-            chosen = [requests[row]._replace(keywords=named[row]) for row in rows]
+            chosen = [requests[row] for row in rows]
+            if self.settings.hotwords_in_prompt:
+                chosen = [request._replace(keywords=named[row]) for request, row in zip(chosen, rows, strict=True)]
             prompt_heads = PromptHeads(self.model) if prompt_heads is None else prompt_heads
             answers = self._generate(encoded, num_audio_tokens, rows, chosen, seconds, prompt_heads)
-            for row, *answer in zip(rows, *answers, strict=True):
-                lm_texts[row], counts[row], limits[row] = answer
+            for row, bests, numbers, limit in zip(rows, answers.texts, answers.counts, answers.limits, strict=True):
+                lm_texts[row], counts[row], limits[row] = bests[0], numbers[0], limit
+        texts = list(lm_texts if by_lm else ctc_texts)
 
-        # 4. which text counts
+        # 4. both heads choose, or CTC alone where hotwords may have been said
+        if self.settings.ctc_weight > 0 and rows:
+            bests = {row: [lm_bests, ctc_bests[row]] for row, lm_bests in zip(rows, answers.texts, strict=True)}
+            said = self._choose(log_probs, lengths, bests, named, answers.scorer)
+            for row, numbers in zip(rows, answers.counts, strict=True):
+                texts[row], known = said[row], dict(zip(bests[row][0], numbers, strict=True))
+                counts[row] = known.get(said[row]) or len(self.processor.answers([said[row]])[0]) - 1
+        elif not by_lm and any(named):
+            bests = {row: [ctc_bests[row]] for row in rows if named[row]}
+            for row, text in self._choose(log_probs, lengths, bests, named).items():
+                texts[row] = text
+
+        # 5. the guard
         decisions = [None] * len(waves)
-        texts = list(ctc_texts if self.settings.mode == "ctc" else lm_texts)
         if guarded:
-            for row, (lm_text, ctc_text_, blank) in enumerate(zip(lm_texts, ctc_texts, blanks, strict=True)):
+            for row, (text, ctc_text_, blank) in enumerate(zip(texts, ctc_texts, blanks, strict=True)):
                 decisions[row] = guard_text(
-                    lm_text or "", ctc_text_, blank, num_tokens=counts[row], max_new_tokens=limits[row],
+                    text or "", ctc_text_, blank, num_tokens=counts[row], max_new_tokens=limits[row],
                     settings=self.settings.guard, warn=False,
                 )  # fmt: skip
                 texts[row] = decisions[row].text
 
-        # 5. times of characters
+        # 6. times of characters
         by_kind = {"text": texts, "lm_text": lm_texts, "ctc_text": ctc_texts}
         # most often the language model's text is the text
         aligned = {key: self._times(log_probs, lengths, key) for key in {tuple(by_kind[kind]) for kind in timed}}
@@ -292,19 +367,32 @@ class BatchDecoder:
             log_probs = self.model.ctc_logits(encoded_audio=encoded)[0].float().log_softmax(-1)
         return encoded, log_probs, lengths, self.model.config.num_audio_tokens(num_frames)
 
-    def _ctc_texts(self, log_probs, lengths, path_ids) -> list[str]:
-        if self.settings.ctc_beam_size == 1:
-            ids = collapse(path_ids, blank_id=self.blank_id)
+    def _ctc_bests(self, log_probs, lengths, path_ids) -> list[list[str]]:
+        """The texts of CTC for each recording, the best first."""
+        size = self.settings.ctc_beam_size
+        if size == 1:
+            bests = [[ids] for ids in collapse(path_ids, blank_id=self.blank_id)]
         else:
-            size = self.settings.ctc_beam_size
-            beams = ctc_beam_search(log_probs, lengths, blank_id=self.blank_id, beam_size=size)
-            ids = [row[0].token_ids for row in beams]
-        return [ctc_text(self.ctc_tokenizer, row) for row in ids]
+            beams = ctc_beam_search(log_probs, lengths, blank_id=self.blank_id, beam_size=size, num_best=size)
+            bests = [[hypothesis.token_ids for hypothesis in row] for row in beams]
+        return [[ctc_text(self.ctc_tokenizer, ids) for ids in row] for row in bests]
 
-    def _generate(self, encoded, num_audio_tokens, rows, requests: list[Request], seconds, prompt_heads: PromptHeads):
-        """Answers of `rows`, the numbers of their tokens without the end token, and the limits of these."""
-        if not rows:
-            return [], [], []
+    def _choose(self, log_probs, lengths, bests: dict[int, list[list[str]]], named, scorer=None) -> dict[int, str]:
+        """Of each row in `bests`, which holds the texts of each head, the one that was said."""
+        said = choose_texts(
+            list(bests.values()),
+            [CtcScorer(log_probs[r, : lengths[r]], self.ctc_tokenizer, blank_id=self.blank_id) for r in bests],
+            scorer,
+            ctc_weight=1.0 if scorer is None else self.settings.ctc_weight,
+            hotwords=[named[row] for row in bests],
+            hotword_bonus=self.settings.hotword_bonus,
+        )
+        return dict(zip(bests, said, strict=True))
+
+    def _generate(
+        self, encoded, num_audio_tokens, rows, requests: list[Request], seconds, prompt_heads: PromptHeads
+    ) -> "Answers":
+        """Answers of `rows`; of all beams where there is a choice."""
         processor, device, num_beams = self.processor, self.model.device, self.settings.num_beams
         index = torch.tensor(rows, device=device)
         encoded = NestAsrEncodedAudio(last_hidden_state=encoded.last_hidden_state[index], mask=encoded.mask[index])
@@ -335,6 +423,9 @@ class BatchDecoder:
             num_beams=num_beams,
             end_token_id=processor.end_token_id,
         )
+        chooses = self.settings.ctc_weight > 0
+        if chooses and cache is None:
+            cache = DynamicCache(config=self.model.config.text_config)
         sequences = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -342,6 +433,7 @@ class BatchDecoder:
             past_key_values=cache,
             do_sample=False,
             num_beams=num_beams,
+            num_return_sequences=num_beams if chooses else 1,
             max_new_tokens=max(limits) + 1,
             logits_processor=LogitsProcessorList([end_at_limit]),
             eos_token_id=processor.end_token_ids,
@@ -349,7 +441,16 @@ class BatchDecoder:
         )
         is_end = torch.isin(sequences[:, input_ids.shape[1] :], torch.tensor(processor.end_token_ids, device=device))
         num_tokens = (is_end.cumsum(-1) == 0).sum(-1).tolist()
-        return processor.decode_answers(sequences), num_tokens, limits
+        texts, number = processor.decode_answers(sequences), len(sequences) // len(rows)
+        scorer = None
+        if chooses:
+            scorer = AnswerScorer(self.model, processor, cache, input_ids, attention_mask, num_beams=num_beams)
+        return Answers(
+            texts=[texts[first : first + number] for first in range(0, len(texts), number)],
+            counts=[num_tokens[first : first + number] for first in range(0, len(texts), number)],
+            limits=limits,
+            scorer=scorer,
+        )
 
     def _times(self, log_probs, lengths, texts) -> list[list[TimedText]]:
         return character_timestamps(

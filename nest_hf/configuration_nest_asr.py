@@ -118,6 +118,9 @@ class NestAsrConfig(PreTrainedConfig):
             Weight of the language model's loss; with 0 the language model does not run.
         prompt_ids (`list[int]`, *optional*):
             Token ids of the default prompt, with one placeholder, for `generate` where only audio is given.
+        max_audio_s (`float`, *optional*):
+            Longest recording, in seconds, that it was trained on as a whole; None where unknown. The language model is
+            not to be trusted with longer ones: [`Transcriber`] decodes them in pieces.
         audio_tower_name, language_model_name (`str`, *optional*): Where the parts' weights came from.
         audio_tower_revision, language_model_revision (`str`, *optional*): Commit of each on the Hub.
 
@@ -152,6 +155,7 @@ class NestAsrConfig(PreTrainedConfig):
     ctc_weight: float | int = 0.3
     lm_weight: float | int = 1.0
     prompt_ids: list[int] | None = None
+    max_audio_s: float | int | None = None
     audio_tower_name: str | None = None
     audio_tower_revision: str | None = None
     language_model_name: str | None = None
@@ -182,6 +186,8 @@ class NestAsrConfig(PreTrainedConfig):
             raise ValueError(f"`audio_token_divisor` must be at least 1, not {self.audio_token_divisor}.")
         if self.ctc_weight < 0 or self.lm_weight < 0:
             raise ValueError(f"`ctc_weight` {self.ctc_weight} and `lm_weight` {self.lm_weight} must not be negative.")
+        if self.max_audio_s is not None and not self.max_audio_s > 0:
+            raise ValueError(f"`max_audio_s` must be above 0, not {self.max_audio_s}; leave it out where unknown.")
 
     def save_pretrained(self, save_directory, **kwargs):
         """As `PreTrainedConfig.save_pretrained`, with the classes of all auto classes, and their code."""

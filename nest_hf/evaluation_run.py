@@ -13,6 +13,7 @@ from .bootstrap import bootstrap_interval
 from .data.audio_encoding import write_whole
 from .error_rates import character_errors
 from .hypotheses import read_hypotheses
+from .keyword_errors import keyword_errors
 from .listening import heard_without_speech, swapped_cer
 from .recognisers import open_recogniser
 from .scoring_run import ScoringArguments, score
@@ -36,7 +37,15 @@ class EvaluationArguments:
     level: str = HfArg(default="zh", help="Of the normaliser: raw, basic or zh.")
     by: list[str] | None = HfArg(default=None, help="Tables by columns: speaker, duration_s, snr_db ...")
     num_beams: int = HfArg(default=1, help="Beams of the language model.")
+    ctc_beam_size: int = HfArg(default=1, help="Prefixes of the CTC beam search.")
+    ctc_weight: float = HfArg(
+        default=0.0, help="Of the CTC head's probability, where both heads choose among their texts."
+    )
+    hotword_bonus: float = HfArg(default=1.5, help="Nats for each character of a hotword, in that choice.")
     hotwords: str | None = HfArg(default=None, help="A file of words that may be said.")
+    hotwords_in_prompt: bool = HfArg(
+        default=True, help="Whether prompts name hotwords that may have been said; false for a model that knows none."
+    )
     listening: bool = HfArg(
         default=False,
         help="Also the CER with recordings swapped for others as long, and what is heard in silence and noise.",
@@ -57,8 +66,9 @@ class EvaluationArguments:
 
 def evaluate(args: EvaluationArguments) -> None:
     """
-    Decodes every set by every system, scores them and prints a table: of the language model CER, MER, WER, KWER, of
-    CTC the CER, and the CER on the retention set. All of it goes to `summary.json`, `scores/` and `hypotheses/`.
+    Decodes every set by every system, scores them and prints a table: CER, MER, WER, KWER, of CTC alone (and of the
+    language model alone, where both choose) CER and KWER, and the CER on the retention set. All of it goes to
+    `summary.json`, `scores/` and `hypotheses/`.
     """
     state = PartialState()
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
@@ -68,7 +78,8 @@ def evaluate(args: EvaluationArguments) -> None:
     hypotheses = {
         name: {system: out / "hypotheses" / name / f"{system}.jsonl" for system in args.systems} for name in args.data
     }
-    common = ("num_beams", "hotwords", "language", "batch_duration_s", "dtype", "num_threads")
+    common = ("num_beams", "ctc_beam_size", "ctc_weight", "hotword_bonus", "hotwords", "language", "batch_duration_s")
+    common += ("hotwords_in_prompt", "dtype", "num_threads")
     for name, source in args.data.items():
         for system, model in args.systems.items():
             options = {option: getattr(args, option) for option in common}
@@ -92,7 +103,8 @@ def evaluate(args: EvaluationArguments) -> None:
     for system in args.systems:
         found = metrics["systems"][system]
         rates = {rate: _rate(found[rate], rate) for rate in RATES}
-        rates["ctc_cer"] = _ctc(hypotheses[target][system], args.level)
+        for head in ("lm", "ctc") if args.ctc_weight else ("ctc",):
+            rates |= _of_head(hypotheses[target][system], head, level=args.level, keywords=args.keywords)
         if others:
             rates["retention_cer"] = _rate(metrics["retention"]["systems"][system]["cer"], "cer")
         if args.listening:
@@ -116,20 +128,27 @@ def _rate(result: dict | None, rate: str) -> dict | None:
     return {"value": result[rate], "interval": result.get(f"{rate}_interval")}
 
 
-def _ctc(path: Path, level: str) -> dict | None:
-    """CER of the text that the CTC head wrote of the same audio."""
-    rows = [row for row in read_hypotheses(path) if row.get("ctc_text") is not None and row.get("reference")]
-    if not rows:
-        return None
+def _of_head(path: Path, head: str, *, level: str, keywords: str | None) -> dict[str, dict]:
+    """CER and KWER of the texts that a head, `lm` or `ctc`, wrote by itself of the same audio."""
+    rows = [row for row in read_hypotheses(path) if row.get("reference")]
+    if all(row.get(f"{head}_text") is None for row in rows):
+        return {}
+    texts = {row["id"]: row[f"{head}_text"] or "" for row in rows}
     references = {row["id"]: row["reference"] for row in rows}
-    counts = character_errors({row["id"]: row["ctc_text"] for row in rows}, references, level=level)
+    counts = character_errors(texts, references, level=level)
     value = float(counts.errors.sum() / max(1, counts.num_tokens.sum()))
-    return {"value": value, "interval": list(bootstrap_interval(counts.errors, counts.num_tokens))}
+    rates = {f"{head}_cer": {"value": value, "interval": list(bootstrap_interval(counts.errors, counts.num_tokens))}}
+    if keywords:
+        rates[f"{head}_kwer"] = _rate(keyword_errors(texts, references, keywords, level=level).result(), "kwer")
+    return {name: rate for name, rate in rates.items() if rate is not None}
 
 
 def summary_table(summary: dict, target: str, others: list[str]) -> str:
     """The rates of each system in percent."""
-    columns = {"cer": "CER", "mer": "MER", "wer": "WER", "kwer": "KWER", "ctc_cer": "CER (CTC)"}
+    columns = {"cer": "CER", "mer": "MER", "wer": "WER", "kwer": "KWER"}
+    for name, title in (("lm", "LM"), ("ctc", "CTC")):
+        heads = {f"{name}_cer": f"CER ({title})", f"{name}_kwer": f"KWER ({title})"}
+        columns |= {key: value for key, value in heads.items() if any(key in rates for rates in summary.values())}
     if others:
         columns["retention_cer"] = f"CER {others[0]}"
     if any("swapped_cer" in rates for rates in summary.values()):

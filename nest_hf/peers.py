@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from .batch_decoding import DecodingSettings, EndAtLimit
+from .batch_decoding import MAX_WINDOW_S, DecodingSettings, EndAtLimit
 from .ctc_decoding import best_path, collapse, ctc_beam_search
 from .guards import max_new_tokens
 from .timestamps import character_timestamps, word_timestamps
@@ -161,10 +161,10 @@ class _GeneratingPeer(_Peer):
 
     def __init__(self, model, processor, settings: DecodingSettings):
         super().__init__(model, processor, settings)
-        if settings.mode != "lm" or settings.ctc_beam_size != 1:
+        if settings.mode != "lm" or settings.ctc_beam_size != 1 or settings.ctc_weight:
             raise ValueError(
-                f"`mode` 'ctc' and `ctc_beam_size` need a CTC head, and a {model.config.model_type} model has none; "
-                "leave them out."
+                f"`mode` 'ctc', `ctc_beam_size` and `ctc_weight` need a CTC head, which a {model.config.model_type} "
+                "model has not; leave them out."
             )
         eos = model.generation_config.eos_token_id
         self.end_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
@@ -204,7 +204,9 @@ class Seq2SeqPeer(_GeneratingPeer):
 
     def _transcribe(self, waves, options, timestamps):
         extractor, config = self.processor.feature_extractor, self.model.config
-        longest_s = max(self.settings.max_window_s, *(len(wave) / self.sampling_rate for wave in waves))
+        longest_s = max(
+            self.settings.max_window_s or MAX_WINDOW_S, *(len(wave) / self.sampling_rate for wave in waves)
+        )
         limit = self._limit(longest_s)  # the same for all, so that no recording depends on the others
         if self.is_whisper:
             longest = max(map(len, waves))

@@ -204,7 +204,7 @@ class NestAsrProcessor(ProcessorMixin):
         # 3. answers and labels
         side = padding_side or ("left" if transcripts is None else "right")
         if transcripts is not None:
-            answers = self._answers(transcripts, len(waves))
+            answers = self.answers(transcripts, len(waves))
             labels = [
                 np.concatenate([np.full(len(row), -100), answer]) for row, answer in zip(rows, answers, strict=True)
             ]
@@ -274,7 +274,7 @@ class NestAsrProcessor(ProcessorMixin):
         prompts = self.prompts(transcription_requests(len(num_samples), language, prompt, keywords, itn))
         total = np.array([len(ids) - 1 for ids in prompts]) + self._num_audio_tokens(self.num_frames(num_samples))
         if transcripts is not None:
-            total = total + np.array([len(answer) for answer in self._answers(transcripts, len(num_samples))])
+            total = total + np.array([len(answer) for answer in self.answers(transcripts, len(num_samples))])
         return total
 
     def num_frames(self, num_samples):
@@ -303,6 +303,12 @@ class NestAsrProcessor(ProcessorMixin):
             np.repeat(ids, np.where(ids == self.audio_token_id, count, 1))
             for ids, count in zip(prompts, counts, strict=True)
         ]
+
+    def answers(self, transcripts: str | Sequence[str], batch_size: int | None = None) -> list[np.ndarray]:
+        """Token ids of answers, each with its end token; `batch_size` of them where that is given."""
+        texts = self._texts(transcripts, len(transcripts) if batch_size is None else batch_size)
+        ids = self.tokenizer(texts, add_special_tokens=False).input_ids
+        return [np.array([*answer, self.end_token_id], dtype=np.int64) for answer in ids]
 
     def decode_answers(self, sequences: torch.Tensor) -> list[str]:
         """Texts of `generate`'s result `(B, L)`: what follows this processor's prompt, or all where there is none."""
@@ -341,10 +347,6 @@ class NestAsrProcessor(ProcessorMixin):
         if (ids == self.audio_token_id).sum() != 1:
             raise ValueError(f"prompt {text!r} must hold exactly one {self.audio_token}, the place of the audio.")
         return ids
-
-    def _answers(self, transcripts, batch_size: int) -> list[np.ndarray]:
-        ids = self.tokenizer(self._texts(transcripts, batch_size), add_special_tokens=False).input_ids
-        return [np.array([*answer, self.end_token_id], dtype=np.int64) for answer in ids]
 
     def _texts(self, texts: str | list[str], batch_size: int) -> list[str]:
         texts = [texts] if isinstance(texts, str) else list(texts)

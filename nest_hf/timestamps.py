@@ -84,7 +84,7 @@ def character_timestamps(
         raise ValueError(f"`boundary` is {boundary!r}; choose `midpoint` or `mark`.")
     if len(texts) != len(log_probs):
         raise ValueError(f"`texts` has {len(texts)} texts for {len(log_probs)} utterances of `log_probs`.")
-    pieces = [_pieces(*row) for row in zip(texts, tokens_with_offsets(texts, tokenizer), strict=True)]
+    pieces = [spoken_pieces(*row) for row in zip(texts, tokens_with_offsets(texts, tokenizer), strict=True)]
     token_ids = [[token for token, _, _ in row] for row in pieces]
     spans = align_tokens(log_probs, lengths, token_ids, blank_id=blank_id)
     num_frames = [log_probs.shape[1]] * len(texts) if lengths is None else torch.as_tensor(lengths).tolist()
@@ -239,7 +239,7 @@ def is_spoken(character: str) -> bool:
     return character in SPOKEN_SIGNS or unicodedata.category(character)[0] in "LNM"
 
 
-def _pieces(text: str, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+def spoken_pieces(text: str, tokens: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     """The tokens that are heard, with one wildcard for each run of spoken characters that have no token."""
     pieces = []
     position = 0
@@ -335,4 +335,11 @@ def _is_ideograph(character: str) -> bool:
     return unicodedata.name(character, "").startswith(("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA"))
 
 
-__all__ = ["TimedText", "align_tokens", "character_timestamps", "tokens_with_offsets", "word_timestamps"]
+__all__ = [
+    "TimedText",
+    "align_tokens",
+    "character_timestamps",
+    "spoken_pieces",
+    "tokens_with_offsets",
+    "word_timestamps",
+]

@@ -52,10 +52,10 @@ class Transcription:
 
     Attributes:
         text (`str`): The text to use; empty where nothing is heard.
-        lm_text, ctc_text (`str`, *optional*): What each head wrote; None where it did not run, as the language model
-            where the CTC head hears nothing.
+        lm_text, ctc_text (`str`, *optional*): What each head wrote by itself; None where it did not run, as the
+            language model where the CTC head hears nothing.
         decisions (`tuple[GuardDecision, ...]`): The guard's, one per window; none where it is off or without CTC.
-        hotwords (`tuple[str, ...]`): Those that the CTC head found, which were in the prompt.
+        hotwords (`tuple[str, ...]`): Those that the CTC head admits.
         characters, words (`tuple[TimedText, ...]`, *optional*):
             Of `text`, with `start_s`, `end_s` and `score`; None unless asked for.
         windows (`tuple[tuple[float, float], ...]`): Begin and end of the decoded pieces, in seconds.
@@ -131,8 +131,8 @@ class Transcriber:
     def __init__(self, model, processor, *, settings: DecodingSettings | None = None):
         if settings is None:
             settings = DecodingSettings(mode="lm" if model.config.model_type == "nest_asr" else "ctc")
-        self.settings = settings
         self.decoder = BatchDecoder(model.eval(), processor, settings)
+        self.settings = self.decoder.settings
         self._last_hotwords: tuple[tuple, HotwordFilter | list[str]] | None = None
 
     @classmethod
@@ -183,8 +183,9 @@ class Transcriber:
                 Of the waveforms in Hz, one for all or for each; the model's by default. A file has its own.
             language, prompt, itn (*optional*): As in [`~NestAsrProcessor.apply_transcription_request`].
             hotwords (`Sequence[str]`, *optional*):
-                Words that may be said. Each prompt names those that the CTC head admits in its audio; the list may be
-                long. Without a CTC head all of them are named, and there may be `max_hotwords` at most.
+                Words that may be said; the list may be long. Each prompt names those that the CTC head admits in its
+                audio (`hotwords_in_prompt`), and with `ctc_weight`, or by CTC alone, texts with them are among those
+                of which one is chosen. Without a CTC head all are named, and there may be `max_hotwords` at most.
             timestamps (`bool`, *optional*, defaults to `False`): Whether characters and words get their times.
 
         Returns:
@@ -270,12 +271,10 @@ class Transcriber:
             return []
         if isinstance(hotwords, str) or not all(isinstance(word, str) and word.strip() for word in hotwords):
             raise ValueError(f"`hotwords` must be a list of words, none of them empty, not {str(hotwords)[:60]!r}.")
-        if self.settings.mode == "ctc":
-            raise ValueError("`hotwords` have no effect in `mode` 'ctc', which has no prompt; leave them out.")
         words = tuple(dict.fromkeys(hotwords))
         if self._last_hotwords is None or self._last_hotwords[0] != words:
-            # refuses a word with a token of the prompt now, not when it is found
-            self.decoder.processor.apply_transcription_request(np.zeros(1600), keywords=list(words))
+            if self.settings.mode == "lm":  # refuses a word with a token of the prompt now, not when it is found
+                self.decoder.processor.apply_transcription_request(np.zeros(1600), keywords=list(words))
             if self.decoder.has_ctc:
                 found = HotwordFilter(words, self.decoder.ctc_tokenizer, blank_id=self.decoder.blank_id)
             elif len(words) <= self.settings.max_hotwords:

@@ -45,13 +45,23 @@ class TranscriptionArguments:
     mode: str | None = HfArg(default=None, help="`lm` or `ctc`; by default the language model where there is one.")
     num_beams: int = HfArg(default=1, help="Beams of the language model.")
     ctc_beam_size: int = HfArg(default=1, help="Prefixes of the CTC beam search.")
+    ctc_weight: float = HfArg(
+        default=0.0, help="Of the CTC head's probability, where both heads choose among their texts."
+    )
+    hotword_bonus: float = HfArg(default=1.5, help="Nats for each character of a hotword, in that choice.")
+    hotwords_in_prompt: bool = HfArg(
+        default=True, help="Whether prompts name hotwords that may have been said; false for a model that knows none."
+    )
     guard: bool = HfArg(default=True, help="Whether the CTC head may overrule the language model.")
     tokens_per_s: float = HfArg(default=12.0, help="Fastest speech, in tokens of the language model.")
     long_audio: str | None = HfArg(
         default=None,
         help="Recordings of more than max_window_s: cut at `pauses` or by `vad`, or in overlapping `windows`.",
     )
-    max_window_s: float = HfArg(default=30.0, help="Longest audio in one piece; no more than in training.")
+    max_window_s: float | None = HfArg(
+        default=None,
+        help="Longest audio in one piece; by default what the model was trained on where it says so, else 30 s.",
+    )
     language: str | None = HfArg(default=None, help="Of the speech, for models that take one.")
     prompt: str | None = HfArg(default=None, help="Context, for models that take it.")
     itn: bool = HfArg(default=True, help="Numbers as written; false: as spoken.")
@@ -157,6 +167,9 @@ def decoding_settings(args: TranscriptionArguments) -> DecodingSettings:
         mode=mode,
         num_beams=args.num_beams,
         ctc_beam_size=args.ctc_beam_size,
+        ctc_weight=args.ctc_weight,
+        hotword_bonus=args.hotword_bonus,
+        hotwords_in_prompt=args.hotwords_in_prompt,
         guard=GuardSettings() if args.guard else None,
         tokens_per_s=args.tokens_per_s,
         long_audio=args.long_audio,

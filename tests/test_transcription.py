@@ -344,6 +344,20 @@ def test_a_long_recording_records_the_decision_of_each_window(processor):
     assert [decision.source for decision in chatty.decisions].count("ctc") == 1
 
 
+def test_the_pieces_of_a_language_model_are_no_longer_than_what_it_was_trained_on(processor):
+    model = hearing_model(processor)
+    wave = np.concatenate([say("一二三四五", processor)] * 8)  # of 2.3 s each
+    model.config.max_audio_s = 5.0
+    for options, limit_s in (({}, 5.0), ({"max_window_s": 2.5}, 2.5), ({"mode": "ctc"}, 30.0)):
+        settings = DecodingSettings(**options)
+        (result,) = Transcriber(model, processor, settings=settings)(wave)
+        assert result.ctc_text == "一二三四五" * 8
+        assert max(end_s - start_s for start_s, end_s in result.windows) <= limit_s
+        assert (len(result.windows) == 1) == (limit_s > result.duration_s)
+    with pytest.raises(ValueError, match="share half"):
+        Transcriber(model, processor, settings=DecodingSettings(overlap_s=3.0))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_language_model_reads_a_long_recording_from_pause_to_pause(seed, processor):
     rng = np.random.default_rng(seed)
@@ -463,7 +477,7 @@ def test_bad_options_are_named(options, message, processor):
         Transcriber(tiny_model(processor), processor)(waves(0.2), **options)
 
 
-@pytest.mark.parametrize("options", [{"hotwords": ["一"]}, {"language": "zh"}, {"prompt": "一"}, {"itn": False}])
+@pytest.mark.parametrize("options", [{"language": "zh"}, {"prompt": "一"}, {"itn": False}])
 def test_what_has_no_effect_by_ctc_is_refused(options, processor):
     transcriber = Transcriber(tiny_model(processor), processor, settings=DecodingSettings(mode="ctc"))
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` ha.*no effect"):
@@ -477,7 +491,9 @@ def test_what_has_no_effect_by_ctc_is_refused(options, processor):
         ({"long_audio": "cut"}, "`long_audio`"),
         ({"num_beams": 0}, "`num_beams` is 0"),
         ({"batch_duration_s": 0.0}, "`batch_duration_s`"),
-        ({"overlap_s": 20.0}, "half of `max_window_s`"),
+        ({"overlap_s": 20.0, "max_window_s": 30.0}, "share half"),
+        ({"overlap_s": 0.0}, "`overlap_s` is 0.0"),
+        ({"max_window_s": 0.0}, "`max_window_s` is 0.0"),
         ({"mode": "ctc", "num_beams": 2}, "no language model"),
     ],
 )
