@@ -17,7 +17,7 @@ demo: .venv/installed
 	$(PY) training/make_call_corpus.py --output_dir $(DEMO)/calls --scale $(SCALE)
 	$(PY) -m accelerate.commands.launch --cpu training/pretrain.py configs/pretrain/demo.yaml --output_dir $(DEMO)/nest \
 		--train_data $(DEMO)/calls/train.jsonl --eval_data validation=$(DEMO)/calls/validation.jsonl $(PRETRAIN_$(SCALE))
-	$(PY) -m accelerate.commands.launch --cpu --num_processes 2 training/run_stages.py configs/demo.yaml --output_dir $(DEMO) $(STAGES_$(SCALE))
+	$(PY) training/run_stages.py configs/demo.yaml --output_dir $(DEMO) $(STAGES_$(SCALE))
 
 test: .venv/installed
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile

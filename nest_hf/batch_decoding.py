@@ -18,7 +18,7 @@ from .asr_prompt import Request
 from .configuration_nest_asr import num_encoder_frames
 from .ctc_decoding import best_path, collapse, ctc_beam_search, ctc_text
 from .guards import GuardDecision, GuardSettings, blank_statistics, guard_text, is_silence, max_new_tokens
-from .hotwords import HotwordFilter
+from .hotwords import FoundHotword, HotwordFilter
 from .joint_decoding import AnswerScorer, CtcScorer, choose_texts
 from .prompt_heads import PromptHeads
 from .timestamps import TimedText, character_timestamps
@@ -275,12 +275,12 @@ class BatchDecoder:
         ctc_texts = [texts[0] for texts in ctc_bests]
 
         # 2. hotwords that may have been said
-        named = [()] * len(waves)
+        found: list[Sequence[FoundHotword]] = [()] * len(waves)
         if isinstance(hotwords, HotwordFilter):
             limits = {"max_hotwords": self.settings.max_hotwords, "threshold": self.settings.hotword_threshold}
-            named = [tuple(word.text for word in row) for row in hotwords(log_probs, lengths, **limits)]
+            found = hotwords(log_probs, lengths, **limits)
         elif hotwords:
-            named = [tuple(hotwords)] * len(waves)
+            found = [[FoundHotword(word) for word in hotwords]] * len(waves)
 
         # 3. the language model, where something was said
         by_lm = self.settings.mode == "lm"
@@ -289,7 +289,8 @@ class BatchDecoder:
         if guarded:
             blanks = blank_statistics(log_probs, lengths, blank_id=self.blank_id)
             rows = [r for r in rows if not is_silence(ctc_texts[r], blanks[r], self.settings.guard)]
-            named = [words if row in rows else () for row, words in enumerate(named)]
+            found = [words if row in rows else () for row, words in enumerate(found)]
+        named = [tuple(word.text for word in words) for words in found]
         lm_texts, counts, limits = ([None] * len(waves) for _ in range(3))
         answers = None
         if by_lm and rows:
@@ -306,13 +307,13 @@ class BatchDecoder:
         # 4. both heads choose, or CTC alone where hotwords may have been said
         if self.settings.ctc_weight > 0 and rows:
             bests = {row: [lm_bests, ctc_bests[row]] for row, lm_bests in zip(rows, answers.texts, strict=True)}
-            said = self._choose(log_probs, lengths, bests, named, answers.scorer)
+            said = self._choose(log_probs, lengths, bests, found, answers.scorer)
             for row, numbers in zip(rows, answers.counts, strict=True):
                 texts[row], known = said[row], dict(zip(bests[row][0], numbers, strict=True))
                 counts[row] = known.get(said[row]) or len(self.processor.answers([said[row]])[0]) - 1
-        elif not by_lm and any(named):
-            bests = {row: [ctc_bests[row]] for row in rows if named[row]}
-            for row, text in self._choose(log_probs, lengths, bests, named).items():
+        elif not by_lm and any(found):
+            bests = {row: [ctc_bests[row]] for row in rows if found[row]}
+            for row, text in self._choose(log_probs, lengths, bests, found).items():
                 texts[row] = text
 
         # 5. the guard
@@ -377,14 +378,14 @@ class BatchDecoder:
             bests = [[hypothesis.token_ids for hypothesis in row] for row in beams]
         return [[ctc_text(self.ctc_tokenizer, ids) for ids in row] for row in bests]
 
-    def _choose(self, log_probs, lengths, bests: dict[int, list[list[str]]], named, scorer=None) -> dict[int, str]:
+    def _choose(self, log_probs, lengths, bests: dict[int, list[list[str]]], found, scorer=None) -> dict[int, str]:
         """Of each row in `bests`, which holds the texts of each head, the one that was said."""
         said = choose_texts(
             list(bests.values()),
             [CtcScorer(log_probs[r, : lengths[r]], self.ctc_tokenizer, blank_id=self.blank_id) for r in bests],
             scorer,
             ctc_weight=1.0 if scorer is None else self.settings.ctc_weight,
-            hotwords=[named[row] for row in bests],
+            hotwords=[found[row] for row in bests],
             hotword_bonus=self.settings.hotword_bonus,
         )
         return dict(zip(bests, said, strict=True))

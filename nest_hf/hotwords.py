@@ -34,10 +34,12 @@ class FoundHotword:
     Attributes:
         text (`str`): The hotword.
         score (`float`): Log-likelihood ratio to the best path, per token; at most 0.
+        end (`int`, *optional*): The frame in which it ends; None where unknown.
     """
 
     text: str
-    score: float
+    score: float = 0.0
+    end: int | None = None
 
 
 class HotwordFilter:
@@ -62,7 +64,7 @@ class HotwordFilter:
 
     >>> hotword_filter = HotwordFilter(["上海", "上班"], tokenizer, blank_id=0)  # doctest: +SKIP
     >>> hotword_filter(log_probs, lengths)  # doctest: +SKIP
-    [[FoundHotword(text='上海', score=-0.4)]]
+    [[FoundHotword(text='上海', score=-0.4, end=17)]]
 
     ```
     """
@@ -123,7 +125,9 @@ class HotwordFilter:
             kept = kept[~_outdone(totals[kept], ends[kept], num_tokens[kept])]
             # of equal scores the longer word first, then the earlier one of the list
             order = kept[np.lexsort((-num_tokens[kept], -scores[kept].round(3)))]
-            found.append([FoundHotword(self.hotwords[words[n]], float(scores[n])) for n in order[:max_hotwords]])
+            found.append(
+                [FoundHotword(self.hotwords[words[n]], float(scores[n]), int(ends[n])) for n in order[:max_hotwords]]
+            )
         return found
 
     def score(self, log_probs: torch.Tensor, lengths: torch.Tensor | None = None) -> np.ndarray:

@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from .ctc_decoding import best_path
-from .timestamps import WILDCARD, WILDCARD_ON_BLANK, spoken_pieces, tokens_with_offsets
+from .hotwords import FoundHotword
+from .timestamps import WILDCARD, WILDCARD_ON_BLANK, align_tokens, spoken_pieces, tokens_with_offsets
 
 MOST_LOGITS = 2**26  # 256 MiB of float32 at once
 FEW_ROWS = 16  # of answers at once, also for a single prompt
+NEAR_TOKENS = 2  # by which the place of a hotword may differ in two alignments
 
 
 class CtcScorer:
@@ -64,35 +66,41 @@ class CtcScorer:
         )
         return -losses.cpu()
 
-    def with_hotword(self, text: str, word: str) -> str:
-        """`text` with `word` in place of as many tokens, one more or one less, wherever that is most likely."""
-        pieces, own = self._pieces([text, word])
+    def with_hotword(self, text: str, word: FoundHotword) -> str:
+        """
+        `text` with `word` in place of as many tokens, one more or one less, where that is most likely: near its end
+        where that is known.
+        """
+        pieces, own = self._pieces([text, word.text])
         own, tokens = [token for token, _, _ in own], [token for token, _, _ in pieces]
-        places = [
-            (first, last)
-            for first in range(len(tokens) + 1)
-            for last in range(first + max(0, len(own) - 1), min(len(tokens), first + len(own) + 1) + 1)
-        ]
+        lasts = range(len(tokens) + 1)
+        if word.end is not None:
+            (span,) = align_tokens(self.log_probs[None], None, [tokens], blank_id=self.blank_id)
+            if span is not None:  # there are frames enough
+                at = int(np.searchsorted(span[1], word.end, side="right"))
+                lasts = lasts[max(0, at - NEAR_TOKENS) : at + NEAR_TOKENS + 1]
+        numbers = range(max(0, len(own) - 1), len(own) + 2)
+        places = [(last - number, last) for last in lasts for number in numbers if number <= last]
         if not places:  # the text is shorter
-            return word
+            return word.text
         scores = self.of_tokens([tokens[:first] + own + tokens[last:] for first, last in places])
         first, last = places[int(scores.argmax())]
         starts, ends = [start for _, start, _ in pieces] + [len(text)], [end for _, _, end in pieces]
         start = starts[first]
-        return text[:start] + word + text[ends[last - 1] if last > first else start :]
+        return text[:start] + word.text + text[ends[last - 1] if last > first else start :]
 
-    def with_hotwords(self, text: str, words: Sequence[str], *, bonus: float) -> list[str]:
+    def with_hotwords(self, text: str, words: Sequence[FoundHotword], *, bonus: float) -> list[str]:
         """
         `text` with each of `words` where it fits; what is worth its `bonus` (nats per character) stays for the next.
         """
         found, (score,) = [], self([text])
         for word in words:
-            if word in text:
+            if word.text in text:
                 continue
             other = self.with_hotword(text, word)
             found.append(other)
             (other_score,) = self([other])
-            if other_score + bonus * len(word) > score:
+            if other_score + bonus * len(word.text) > score:
                 text, score = other, other_score
         return found
 
@@ -119,7 +127,7 @@ class AnswerScorer:
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """`log p(answer | prompt)` of the texts of each prompt, in nats, end token included. To be called once."""
+        """`log p(answer | prompt)` of the texts of each prompt, in nats, end token included."""
         # up to the prompt's last token, after which the answers part
         self.cache.crop(self.input_ids.shape[1] - 1 - self.cache.get_seq_length())
         counts = torch.tensor([len(row) for row in texts])
@@ -161,7 +169,7 @@ def choose_texts(
     answer_scorer: AnswerScorer | None = None,
     *,
     ctc_weight: float,
-    hotwords: Sequence[Sequence[str]],
+    hotwords: Sequence[Sequence[FoundHotword]],
     hotword_bonus: float,
 ) -> list[str]:
     """
@@ -172,7 +180,7 @@ def choose_texts(
         ctc_scorers (`Sequence[CtcScorer]`): Of each recording.
         answer_scorer ([`AnswerScorer`], *optional*): Of all of them; without it CTC chooses alone.
         ctc_weight (`float`): Above 0, at most 1.
-        hotwords (`Sequence[Sequence[str]]`): Of each recording those that the CTC head admits.
+        hotwords (`Sequence[Sequence[FoundHotword]]`): Of each recording those that the CTC head admits.
         hotword_bonus (`float`): Nats for each character of a hotword that occurs.
 
     Returns:
@@ -188,7 +196,7 @@ def choose_texts(
     lm_scores = answer_scorer(proposed) if answer_scorer is not None else [np.zeros(len(texts)) for texts in proposed]
     chosen = []
     for texts, scorer, words, answers in zip(proposed, ctc_scorers, hotwords, lm_scores, strict=True):
-        num_hot = np.array([sum(len(word) for word in words if word in text) for text in texts])
+        num_hot = np.array([sum(len(word.text) for word in words if word.text in text) for text in texts])
         scores = (1 - ctc_weight) * np.array(answers) + ctc_weight * np.array(scorer(texts)) + hotword_bonus * num_hot
         chosen.append(texts[int(scores.argmax())])
     return chosen

@@ -51,6 +51,12 @@ def test_what_greedy_decoding_writes_scores_zero():
     assert hotword_filter.score(log_probs)[0] == pytest.approx(np.zeros(4), abs=1e-6)
 
 
+def test_it_says_where_a_word_ends():
+    hotword_filter = HotwordFilter(["去公", "公园"], TOKENIZER, blank_id=0)
+    (words,) = hotword_filter(saying("我们去公园", [3, 7, 12, 20, 25]))
+    assert {word.text: word.end for word in words} == {"去公": 20, "公园": 25}
+
+
 def test_what_is_not_said_in_this_order_is_left_out():
     log_probs = saying("我们去公园", [3, 7, 12, 20, 25], peak=0.99)
     assert found(["园公", "公园", "天气", "我去", "哈"], log_probs) == [["公园"]]

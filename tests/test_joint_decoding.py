@@ -60,10 +60,26 @@ def test_a_hotword_goes_where_it_is_heard(seed):
     )  # fmt: skip
     scorer = CtcScorer(log_probs, tokenizer, blank_id=0)
     wrong = ["".join(rng.choice(list(CHARACTERS), max(0, len(word) + change))) for change in (-1, 0, 1)]
-    for heard in wrong:
-        assert scorer.with_hotword(first + heard + last, word) == said
-    assert scorer.with_hotword(f"{first}，{wrong[1]}。{last}", word) == f"{first}，{word}。{last}"
-    assert scorer.with_hotword("", word) == word
+    for end in (None, 2 + 3 * len(first + word) - 3):
+        hotword = FoundHotword(word, end=end)
+        for heard in wrong:
+            assert scorer.with_hotword(first + heard + last, hotword) == said
+        assert scorer.with_hotword(f"{first}，{wrong[1]}。{last}", hotword) == f"{first}，{word}。{last}"
+        assert scorer.with_hotword("", hotword) == word
+
+
+def test_a_hotword_is_tried_near_its_end_alone():
+    tokenizer = character_tokenizer()
+    said = "今天气很好我们去公园谢" * 4
+    frames = range(2, 2 + 3 * len(said), 3)
+    log_probs = spikes(spike_path(tokenizer(said)["input_ids"], frames, 3 * len(said) + 4), len(CHARACTERS) + 2)
+    scorer, tried = CtcScorer(log_probs, tokenizer, blank_id=0), []
+    of_tokens = scorer.of_tokens
+    scorer.of_tokens = lambda rows: tried.append(len(rows)) or of_tokens(rows)
+    for place in (0, 11, 22, 33):
+        heard = said[:place] + "今八气" + said[place + 3 :]
+        assert scorer.with_hotword(heard, FoundHotword("今天气", end=2 + 3 * (place + 2))) == said
+    assert max(tried) <= 15
 
 
 def test_several_hotwords_come_into_one_text():
@@ -72,8 +88,9 @@ def test_several_hotwords_come_into_one_text():
     ids = tokenizer(said)["input_ids"]
     log_probs = spikes(spike_path(ids, range(2, 32, 3), 34), len(CHARACTERS) + 2, peak=0.8)
     scorer = CtcScorer(log_probs, tokenizer, blank_id=0)
-    assert scorer.with_hotwords("我们去哈园谢谢三天好", ["公园", "今天"], bonus=0.0)[-1] == said
-    options = {"ctc_weight": 1.0, "hotwords": [["公园", "今天", "八八"]], "hotword_bonus": 0.0}
+    words = [FoundHotword("公园"), FoundHotword("今天"), FoundHotword("八八")]
+    assert scorer.with_hotwords("我们去哈园谢谢三天好", words[:2], bonus=0.0)[-1] == said
+    options = {"ctc_weight": 1.0, "hotwords": [words], "hotword_bonus": 0.0}
     assert choose_texts([[["我们去哈园谢谢三天好"]]], [scorer], **options) == [said]
 
 
