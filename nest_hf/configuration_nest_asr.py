@@ -119,8 +119,8 @@ class NestAsrConfig(PreTrainedConfig):
         prompt_ids (`list[int]`, *optional*):
             Token ids of the default prompt, with one placeholder, for `generate` where only audio is given.
         max_audio_s (`float`, *optional*):
-            Longest recording, in seconds, that it was trained on as a whole; None where unknown. The language model is
-            not to be trusted with longer ones: [`Transcriber`] decodes them in pieces.
+            Seconds that 99 % of the recordings which it was trained on do not exceed; None where unknown. The language
+            model is not to be trusted with longer ones: [`Transcriber`] decodes them in pieces.
         audio_tower_name, language_model_name (`str`, *optional*): Where the parts' weights came from.
         audio_tower_revision, language_model_revision (`str`, *optional*): Commit of each on the Hub.
 

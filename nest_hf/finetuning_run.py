@@ -116,8 +116,8 @@ def finetune(
     is_asr = model.config.model_type == "nest_asr"
     if is_asr and (model_args.model_name_or_path is None or model.config.max_audio_s is not None):
         # of a model that comes from elsewhere nobody knows what longer audio it can do
-        longest_s = max(float(np.max(data.train.rows["duration"][:])), data_args.join_to_s or 0.0)
-        model.config.max_audio_s = max(model.config.max_audio_s or 0.0, math.ceil(100 * longest_s) / 100)
+        long_s = max(float(np.quantile(data.train.rows["duration"][:], 0.99)), data_args.join_to_s or 0.0)
+        model.config.max_audio_s = max(model.config.max_audio_s or 0.0, math.ceil(100 * long_s) / 100)
     for name in () if is_asr else ("answer_noise", "hotword_share"):
         if getattr(data_args, name):
             raise ValueError(f"`{name}` is of the language model, which `task` ctc has not; leave it out.")

@@ -112,19 +112,18 @@ def test_a_recogniser_of_parts_is_trained_validated_and_goes_on(run, folder, tmp
     assert not same(first, tmp_path / "second")
 
 
-def test_a_recogniser_of_parts_remembers_its_longest_recording(run, folder, tmp_path):
+def test_a_recogniser_of_parts_remembers_how_long_its_recordings_were(run, folder, tmp_path):
     def remembers(name, *options) -> float | None:
         run(*options, *RUN, *data(folder)[:2], "--max_steps", 1, "--output_dir", tmp_path / name)
         return json.loads((tmp_path / name / "config.json").read_text()).get("max_audio_s")
 
     rows = [json.loads(line) for line in (folder / "train" / "manifest.jsonl").read_text().splitlines()]
-    *_, second_s, longest_s = sorted({row["duration"] for row in rows})
+    *_, third_s, second_s, longest_s = sorted({row["duration"] for row in rows})
     shorter = ["--max_duration_s", (second_s + longest_s) / 2]
-    assert remembers("short", *asr(folder), *shorter) == pytest.approx(second_s, abs=0.011)
-    assert remembers("long", "--model_name_or_path", tmp_path / "short") == pytest.approx(longest_s, abs=0.011)
-    assert remembers("less", "--model_name_or_path", tmp_path / "long", *shorter) == pytest.approx(
-        longest_s, abs=0.011
-    )
+    assert third_s < remembers("short", *asr(folder), *shorter) <= second_s + 0.01
+    long_s = remembers("long", "--model_name_or_path", tmp_path / "short")
+    assert second_s < long_s <= longest_s + 0.01
+    assert remembers("less", "--model_name_or_path", tmp_path / "long", *shorter) == long_s
     config = tmp_path / "less" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_audio_s": None}))
     (tmp_path / "less" / "stage.json").unlink()  # as a model from elsewhere

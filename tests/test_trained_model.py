@@ -17,7 +17,7 @@ from test_pipelines import TASK, no_ffmpeg  # noqa: F401  a fixture
 from test_remote_code import without_nest_hf
 from transformers import Wav2Vec2Processor, pipeline
 
-from nest_hf import NestAsrForConditionalGeneration, NestAsrProcessor, NestForCTC, Transcriber
+from nest_hf import DecodingSettings, NestAsrForConditionalGeneration, NestAsrProcessor, NestForCTC, Transcriber
 from nest_hf.arguments import NestTrainingArguments
 from nest_hf.data import decode_audio, load_speech_dataset
 from nest_hf.error_rates import character_errors
@@ -68,9 +68,12 @@ def ctc_folder(folder, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=["asr", "ctc"])
+@pytest.fixture(scope="module", params=["asr", "asr by both heads", "ctc"])
 def recognise(request, folder, ctc_folder):
-    return pipeline(TASK, model=str(folder if request.param == "asr" else ctc_folder), device="cpu")
+    if request.param == "ctc":
+        return pipeline(TASK, model=str(ctc_folder), device="cpu")
+    settings = DecodingSettings(ctc_weight=0.5, ctc_beam_size=4) if "both" in request.param else None
+    return pipeline(TASK, model=str(folder), device="cpu", settings=settings)
 
 
 def cer(texts, references) -> float:
