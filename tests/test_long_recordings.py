@@ -29,10 +29,12 @@ def trained():
     sizes = {"num_hidden_layers": 2, "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     model, extractor = NestForCTC(NestConfig.from_preset("tiny", **sizes, **STILL)).train(), NestFeatureExtractor()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    for _ in range(180):
-        texts = [some_text(rng) for _ in range(16)]
-        features = extractor([utterance(t, rng) for t in texts], sampling_rate=RATE, return_tensors="pt")
-        ids = [torch.tensor(row) for row in tokenizer(texts).input_ids]
+    for step in range(240):
+        # one utterance, then up to four in a row: what is decoded later is no longer than what is learned
+        groups = [[some_text(rng) for _ in range(rng.integers(1, 2 + min(3, step // 40)))] for _ in range(12)]
+        waves = [np.concatenate([utterance(text, rng) for text in texts]) for texts in groups]
+        features = extractor(waves, sampling_rate=RATE, return_tensors="pt")
+        ids = [torch.tensor(row) for row in tokenizer(["".join(texts) for texts in groups]).input_ids]
         labels = torch.nn.utils.rnn.pad_sequence(ids, batch_first=True, padding_value=-100)
         model(**features, labels=labels).loss.backward()
         optimizer.step()
