@@ -13,9 +13,9 @@ from transformers import (
     AutoProcessor,
 )
 
-from .batch_decoding import DecodingSettings
 from .configuration_nest import NestConfig
 from .configuration_nest_asr import NestAsrConfig
+from .decoding_settings import DecodingSettings
 from .feature_extraction_nest import NestFeatureExtractor
 from .modeling_nest import (
     NestForCTC,

@@ -9,13 +9,12 @@ import torch
 from accelerate import PartialState
 from transformers.hf_argparser import HfArg
 
-from .bootstrap import bootstrap_interval
 from .data.audio_encoding import write_whole
-from .error_rates import character_errors
 from .hypotheses import read_hypotheses
-from .keyword_errors import keyword_errors
+from .keywords import read_keywords
 from .listening import heard_without_speech, swapped_cer
 from .recognisers import open_recogniser
+from .scoring import Scorer
 from .scoring_run import ScoringArguments, score
 from .text_table import percent, text_table
 from .transcription_run import DTYPES, TranscriptionArguments, transcribe
@@ -23,6 +22,7 @@ from .transcription_run import DTYPES, TranscriptionArguments, transcribe
 logger = logging.getLogger(__name__)
 
 RATES = ("cer", "mer", "wer", "kwer")
+HEADS = ("lm", "ctc")
 
 
 @dataclass
@@ -66,9 +66,9 @@ class EvaluationArguments:
 
 def evaluate(args: EvaluationArguments) -> None:
     """
-    Decodes every set by every system, scores them and prints a table: CER, MER, WER, KWER, of CTC alone (and of the
-    language model alone, where both choose) CER and KWER, and the CER on the retention set. All of it goes to
-    `summary.json`, `scores/` and `hypotheses/`.
+    Decodes every set by every system, scores them and prints two tables: CER, MER, WER, KWER and the CER on the
+    retention set; and the rates of language model and CTC head by themselves. All of it goes to `summary.json`,
+    `scores/` and `hypotheses/`.
     """
     state = PartialState()
     device = "cuda" if torch.cuda.is_available() and not args.use_cpu else "cpu"
@@ -98,13 +98,19 @@ def evaluate(args: EvaluationArguments) -> None:
         ScoringArguments(hypotheses=named[target], retention=retention, output_dir=str(out / "scores"), **options)
     )
 
-    # 3. one table
+    # 3. each head by itself, and what is asked beside
+    rows = read_hypotheses(next(iter(hypotheses[target].values())))
+    scorer = Scorer(
+        {row["id"]: row["reference"] for row in rows if row.get("reference")},
+        keywords=read_keywords(args.keywords) if args.keywords else None,
+        level=args.level,
+        segmenter=args.segmenter,
+    )
     summary = {}
     for system in args.systems:
         found = metrics["systems"][system]
         rates = {rate: _rate(found[rate], rate) for rate in RATES}
-        for head in ("lm", "ctc") if args.ctc_weight else ("ctc",):
-            rates |= _of_head(hypotheses[target][system], head, level=args.level, keywords=args.keywords)
+        rates |= head_rates(hypotheses[target][system], scorer)
         if others:
             rates["retention_cer"] = _rate(metrics["retention"]["systems"][system]["cer"], "cer")
         if args.listening:
@@ -116,7 +122,11 @@ def evaluate(args: EvaluationArguments) -> None:
             for kind, texts in without_speech.items():
                 rates[f"texts_in_{kind}"] = f"{sum(map(bool, texts))} of {len(texts)}"
         summary[system] = rates
+
+    # 4. tables
     print(f"\n{summary_table(summary, target, others)}\n")
+    if any(f"{head}_cer" in rates for head in HEADS for rates in summary.values()):
+        print(f"{heads_table(summary, target)}\n")
     write_whole(out / "summary.json", json.dumps(summary, ensure_ascii=False, indent=1).encode())
     print(f"{out / 'summary.json'}, {out / 'scores'}")
 
@@ -128,33 +138,36 @@ def _rate(result: dict | None, rate: str) -> dict | None:
     return {"value": result[rate], "interval": result.get(f"{rate}_interval")}
 
 
-def _of_head(path: Path, head: str, *, level: str, keywords: str | None) -> dict[str, dict]:
-    """CER and KWER of the texts that a head, `lm` or `ctc`, wrote by itself of the same audio."""
-    rows = [row for row in read_hypotheses(path) if row.get("reference")]
-    if all(row.get(f"{head}_text") is None for row in rows):
-        return {}
-    texts = {row["id"]: row[f"{head}_text"] or "" for row in rows}
-    references = {row["id"]: row["reference"] for row in rows}
-    counts = character_errors(texts, references, level=level)
-    value = float(counts.errors.sum() / max(1, counts.num_tokens.sum()))
-    rates = {f"{head}_cer": {"value": value, "interval": list(bootstrap_interval(counts.errors, counts.num_tokens))}}
-    if keywords:
-        rates[f"{head}_kwer"] = _rate(keyword_errors(texts, references, keywords, level=level).result(), "kwer")
-    return {name: rate for name, rate in rates.items() if rate is not None}
+def head_rates(path: Path, scorer: Scorer) -> dict[str, dict]:
+    """`lm_cer`, `ctc_kwer` ...: rates of the texts that each head wrote by itself of the same audio."""
+    rates = {}
+    for head in HEADS:
+        rows = [row for row in read_hypotheses(path) if row["id"] in scorer.references]
+        if any(row.get(f"{head}_text") is not None for row in rows):
+            system = scorer(head, [{"id": row["id"], "text": row.get(f"{head}_text") or ""} for row in rows])
+            found = {rate: _rate(getattr(system, rate), rate) for rate in RATES}
+            rates |= {f"{head}_{rate}": value for rate, value in found.items() if value is not None}
+    return rates
 
 
 def summary_table(summary: dict, target: str, others: list[str]) -> str:
     """The rates of each system in percent."""
-    columns = {"cer": "CER", "mer": "MER", "wer": "WER", "kwer": "KWER"}
-    for name, title in (("lm", "LM"), ("ctc", "CTC")):
-        heads = {f"{name}_cer": f"CER ({title})", f"{name}_kwer": f"KWER ({title})"}
-        columns |= {key: value for key, value in heads.items() if any(key in rates for rates in summary.values())}
+    columns = {rate: rate.upper() for rate in RATES}
     if others:
         columns["retention_cer"] = f"CER {others[0]}"
     if any("swapped_cer" in rates for rates in summary.values()):
         columns |= {"swapped_cer": "CER swapped", "texts_in_silence": "texts in silence", "texts_in_noise": "in noise"}
     rows = [[system, *(_cell(rates.get(name)) for name in columns)] for system, rates in summary.items()]
     return text_table([f"{target}, %", *columns.values()], rows)
+
+
+def heads_table(summary: dict, target: str) -> str:
+    """The rates of each head by itself in percent."""
+    names = [f"{head}_{rate}" for head in HEADS for rate in RATES]
+    names = [name for name in names if any(name in rates for rates in summary.values())]
+    rows = [[system, *(_cell(rates.get(name)) for name in names)] for system, rates in summary.items()]
+    titles = [f"{rate.upper()} ({head.upper()})" for head, _, rate in (name.partition("_") for name in names)]
+    return text_table([f"{target}, each head alone, %", *titles], rows)
 
 
 def _cell(value: dict | str | None) -> str:

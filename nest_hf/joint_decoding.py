@@ -66,10 +66,10 @@ class CtcScorer:
         )
         return -losses.cpu()
 
-    def with_hotword(self, text: str, word: FoundHotword) -> str:
+    def with_hotword(self, text: str, word: FoundHotword) -> tuple[str, float]:
         """
-        `text` with `word` in place of as many tokens, one more or one less, where that is most likely: near its end
-        where that is known.
+        `text` with `word` in place of as many tokens, one more or one less, where that is most likely (near its end,
+        where that is known), and how likely it is.
         """
         pieces, own = self._pieces([text, word.text])
         own, tokens = [token for token, _, _ in own], [token for token, _, _ in pieces]
@@ -82,12 +82,13 @@ class CtcScorer:
         numbers = range(max(0, len(own) - 1), len(own) + 2)
         places = [(last - number, last) for last in lasts for number in numbers if number <= last]
         if not places:  # the text is shorter
-            return word.text
+            return word.text, float(self.of_tokens([own])[0])
         scores = self.of_tokens([tokens[:first] + own + tokens[last:] for first, last in places])
-        first, last = places[int(scores.argmax())]
-        starts, ends = [start for _, start, _ in pieces] + [len(text)], [end for _, _, end in pieces]
-        start = starts[first]
-        return text[:start] + word.text + text[ends[last - 1] if last > first else start :]
+        best = int(scores.argmax())
+        first, last = places[best]
+        start = pieces[first][1] if first < len(pieces) else len(text)
+        end = pieces[last - 1][2] if last > first else start
+        return text[:start] + word.text + text[end:], float(scores[best])
 
     def with_hotwords(self, text: str, words: Sequence[FoundHotword], *, bonus: float) -> list[str]:
         """
@@ -97,9 +98,8 @@ class CtcScorer:
         for word in words:
             if word.text in text:
                 continue
-            other = self.with_hotword(text, word)
+            other, other_score = self.with_hotword(text, word)
             found.append(other)
-            (other_score,) = self([other])
             if other_score + bonus * len(word.text) > score:
                 text, score = other, other_score
         return found

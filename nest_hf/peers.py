@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from transformers import LogitsProcessorList
 
-from .batch_decoding import MAX_WINDOW_S, DecodingSettings, EndAtLimit
+from .batch_decoding import EndAtLimit
 from .ctc_decoding import best_path, collapse, ctc_beam_search
+from .decoding_settings import MAX_WINDOW_S, DecodingSettings
 from .guards import max_new_tokens
 from .timestamps import character_timestamps, word_timestamps
 from .transcription import Transcription

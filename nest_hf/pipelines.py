@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 from transformers import AutomaticSpeechRecognitionPipeline, AutoModelForMultimodalLM
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .batch_decoding import DecodingSettings
 from .data.audio import decode_audio
+from .decoding_settings import DecodingSettings
 from .transcription import Transcriber, Transcription
 
 TASK = "automatic-speech-recognition"

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
-from .batch_decoding import DecodingSettings
+from .decoding_settings import DecodingSettings
 from .handover import fingerprint, follow_pointer
 from .modeling_nest import NestForCTC
 from .modeling_nest_asr import NestAsrForConditionalGeneration

@@ -16,8 +16,9 @@ import torch
 
 from .asr_audio import is_single, read_file, read_waves
 from .asr_prompt import Request, transcription_requests
-from .batch_decoding import BatchDecoder, DecodedAudio, DecodingSettings
+from .batch_decoding import BatchDecoder, DecodedAudio
 from .configuration_nest import NestConfig
+from .decoding_settings import DecodingSettings
 from .guards import GuardDecision
 from .handover import follow_pointer
 from .hotwords import HotwordFilter

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers.hf_argparser import HfArg
 
-from .batch_decoding import DecodingSettings
 from .conditions import CONDITIONS, condition_channel
 from .data import ChannelDraw, PretrainingDataset, TokenBudgetBatchSampler
+from .decoding_settings import DecodingSettings
 from .guards import GuardSettings
 from .hypotheses import HypothesisFile
 from .keywords import read_keywords

@@ -11,8 +11,9 @@ from test_transcription import hearing_model, say
 from tiny_asr import tiny_model, tiny_processor, waves
 
 from nest_hf.asr_prompt import Request
-from nest_hf.batch_decoding import BatchDecoder, DecodingSettings
+from nest_hf.batch_decoding import BatchDecoder
 from nest_hf.ctc_decoding import collapse
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.hotwords import FoundHotword, HotwordFilter
 from nest_hf.joint_decoding import CtcScorer, choose_texts
 from nest_hf.prompt_heads import PromptHeads
@@ -63,9 +64,9 @@ def test_a_hotword_goes_where_it_is_heard(seed):
     for end in (None, 2 + 3 * len(first + word) - 3):
         hotword = FoundHotword(word, end=end)
         for heard in wrong:
-            assert scorer.with_hotword(first + heard + last, hotword) == said
-        assert scorer.with_hotword(f"{first}，{wrong[1]}。{last}", hotword) == f"{first}，{word}。{last}"
-        assert scorer.with_hotword("", hotword) == word
+            assert scorer.with_hotword(first + heard + last, hotword)[0] == said
+        assert scorer.with_hotword(f"{first}，{wrong[1]}。{last}", hotword)[0] == f"{first}，{word}。{last}"
+        assert scorer.with_hotword("", hotword) == (word, pytest.approx(scorer([word])[0], abs=1e-4))
 
 
 def test_a_hotword_is_tried_near_its_end_alone():
@@ -78,7 +79,10 @@ def test_a_hotword_is_tried_near_its_end_alone():
     scorer.of_tokens = lambda rows: tried.append(len(rows)) or of_tokens(rows)
     for place in (0, 11, 22, 33):
         heard = said[:place] + "今八气" + said[place + 3 :]
-        assert scorer.with_hotword(heard, FoundHotword("今天气", end=2 + 3 * (place + 2))) == said
+        assert scorer.with_hotword(heard, FoundHotword("今天气", end=2 + 3 * (place + 2))) == (
+            said,
+            pytest.approx(scorer([said])[0], abs=1e-3),
+        )
     assert max(tried) <= 15
 
 

@@ -7,8 +7,8 @@ from spoken_tones import CHARACTERS, RATE, utterance
 from transformers import Wav2Vec2Processor, set_seed
 
 from nest_hf import NestConfig, NestFeatureExtractor, transcription
-from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.error_rates import character_errors
 from nest_hf.modeling_nest import NestForCTC
 from nest_hf.transcription import Transcriber

@@ -10,7 +10,7 @@ from tiny_asr import tiny_model, tiny_processor, waves
 from tiny_peers import fun_asr_nano, parakeet, qwen2_audio, wav2vec2, whisper
 from transformers import AutoModelForCTC, AutoProcessor, AutoTokenizer, BertConfig, BertModel
 
-from nest_hf.batch_decoding import DecodingSettings
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.handover import write_pointer
 from nest_hf.peers import AudioLlmPeer, CtcPeer, Seq2SeqPeer
 from nest_hf.recognisers import NestPeer, has_language_model, model_identity, open_recogniser

@@ -8,7 +8,8 @@ from tiny_asr import tiny_model, tiny_processor, waves
 from transformers.cache_utils import DynamicLayer
 
 from nest_hf.asr_prompt import Request
-from nest_hf.batch_decoding import BatchDecoder, DecodingSettings
+from nest_hf.batch_decoding import BatchDecoder
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.hotwords import FoundHotword, HotwordFilter
 from nest_hf.prompt_heads import PromptHeads, RoomyLayer
 from nest_hf.transcription import Transcriber

@@ -13,9 +13,9 @@ from transformers import BatchFeature, Wav2Vec2Processor
 
 from nest_hf import NestConfig, NestFeatureExtractor
 from nest_hf.asr_outputs import NestAsrEncodedAudio
-from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.ctc_decoding import ctc_greedy, ctc_text
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.modeling_nest import NestForCTC
 from nest_hf.transcription import Transcriber
 from nest_hf.vad import speech_segments

@@ -35,10 +35,10 @@ from transformers import PreTrainedTokenizerFast
 
 from nest_hf import NestConfig, NestFeatureExtractor
 from nest_hf.asr_prompt import AUDIO_TOKEN, CHAT_TEMPLATE
-from nest_hf.batch_decoding import DecodingSettings
 from nest_hf.configuration_nest_asr import NestAsrConfig
 from nest_hf.ctc_tokenizer import build_ctc_tokenizer
 from nest_hf.data import decode_audio, load_speech_dataset
+from nest_hf.decoding_settings import DecodingSettings
 from nest_hf.hotwords import HotwordFilter
 from nest_hf.modeling_nest_asr import NestAsrForConditionalGeneration
 from nest_hf.processing_nest_asr import NestAsrProcessor

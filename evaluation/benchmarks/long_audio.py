@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from transformers import pipeline
 
-from nest_hf.batch_decoding import LONG_AUDIO, DecodingSettings
 from nest_hf.data import decode_audio, load_speech_dataset
+from nest_hf.decoding_settings import LONG_AUDIO, DecodingSettings
 from nest_hf.error_rates import character_errors
 from nest_hf.parsing import error_line
 from nest_hf.transcription import Transcriber
