@@ -38,7 +38,8 @@ def describe_machine(output_dir: str) -> list[str]:
 
 def describe_stages(recipe: Recipe, stages: list[Stage], *, estimate: bool = True) -> list[str]:
     """
-    A line per stage: what is done, hours of audio, updates, and about how long the updates take.
+    A line per stage: what is done, hours of audio, updates, and about how long the updates take; and which options of
+    the recipe a stage does not follow, because its configuration file has its own.
 
     Args:
         recipe ([`Recipe`]): The whole.
@@ -59,6 +60,8 @@ def describe_stages(recipe: Recipe, stages: list[Stage], *, estimate: bool = Tru
             lines.append(f"stage {stage.number} {stage.name}: to do")
             continue
         model_args, data_args, args = stage.arguments()
+        if stage.shadowed:
+            lines.append(f"stage {stage.number} {stage.name}: its config has its own {', '.join(stage.shadowed)}")
         made_here = [source for source in data_args.train_data or [] if str(recipe.output_dir) in source]
         if made_here and not all(Path(source.partition("=")[2] or source).exists() for source in made_here):
             lines.append(f"stage {stage.number} {stage.name}: on data that an earlier stage makes")

@@ -88,6 +88,7 @@ class Stage:
         targets (`tuple[Target, ...]`): What it is to reach.
         parent (`str`, *optional*): Name of the stage whose result it trains.
         is_branch (`bool`): Whether it was told its parent (`from`); then no later stage goes on from it by itself.
+        shadowed (`tuple[str, ...]`): Options of the recipe for which its configuration files have other values.
     """
 
     number: int
@@ -97,6 +98,7 @@ class Stage:
     targets: tuple[Target, ...] = ()
     parent: str | None = None
     is_branch: bool = False
+    shadowed: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -181,11 +183,14 @@ def read_recipe(path: str | Path, *, output_dir: str | None = None, options: dic
         configs = entry.get("config") or []
         for config in [configs] if isinstance(configs, str) else configs:
             own.update(read_yaml(Path(path).parent / config))
+        common = values.get("options") or {}
+        shadowed = [name for name, value in common.items() if name in own and own[name] != value]
         own.update(entry.get("options") or {})
         stage = _stage(number, entry, own, stages, output_dir, where)
         if stage.kind == "finetune":
-            given = {**(values.get("options") or {}), **stage.options, **(options or {})}
-            stage = dataclasses.replace(stage, options=_fitting(given, stage))
+            shadowed = tuple(name for name in shadowed if name not in (entry.get("options") or {}))
+            given = {**common, **stage.options, **(options or {})}
+            stage = dataclasses.replace(stage, options=_fitting(given, stage), shadowed=shadowed)
         elif stage.kind == "lm":
             known = {field.name for kind in KINDS["lm"].types for field in dataclasses.fields(kind)}
             fitting = {name: value for name, value in (options or {}).items() if name in known}

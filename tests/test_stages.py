@@ -412,6 +412,16 @@ def test_from_preparation_to_evaluation_in_one_command(folder, tmp_path, capsys)
     assert "CER (CTC)" in capsys.readouterr().out
 
 
+def test_the_plan_says_which_options_of_the_recipe_a_stage_does_not_follow(folder, tmp_path, capsys):
+    recipe = literal(folder)
+    recipe["options"] = {"batch_budget": 700, "keep_best": 3, "ctc_weight": 0.3}  # the config has the last, too
+    for name in ("batch_budget", "keep_best"):
+        del recipe["stages"][0]["options"][name]
+    run(write(tmp_path / "recipe.yaml", recipe, tmp_path / "run"), "--plan_only", "true")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "has its own" in line]
+    assert lines == ["stage 0 encoder: its config has its own batch_budget, keep_best"]
+
+
 def test_an_adapter_alone_is_the_stages_folder_where_nothing_is_merged(folder, tmp_path):
     from peft import PeftModel
 
