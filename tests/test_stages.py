@@ -24,6 +24,7 @@ from nest_hf import NestAsrForConditionalGeneration, NestAsrProcessor
 from nest_hf.freezing import matches
 from nest_hf.handover import follow_pointer, read_record
 from nest_hf.parsing import read_yaml
+from nest_hf.stage_plan import describe_stages
 from nest_hf.stages import Target, read_recipe
 from nest_hf.transcription import Transcriber
 
@@ -412,14 +413,17 @@ def test_from_preparation_to_evaluation_in_one_command(folder, tmp_path, capsys)
     assert "CER (CTC)" in capsys.readouterr().out
 
 
-def test_the_plan_says_which_options_of_the_recipe_a_stage_does_not_follow(folder, tmp_path, capsys):
+def test_the_plan_says_which_options_of_the_recipe_a_stage_does_not_follow(folder, tmp_path):
     recipe = literal(folder)
-    recipe["options"] = {"batch_budget": 700, "keep_best": 3, "ctc_weight": 0.3}  # the config has the last, too
+    recipe["options"] = {"batch_budget": 700, "keep_best": 3, "ctc_weight": 0.3}  # the first config has the last, too
     for name in ("batch_budget", "keep_best"):
         del recipe["stages"][0]["options"][name]
-    run(write(tmp_path / "recipe.yaml", recipe, tmp_path / "run"), "--plan_only", "true")
-    lines = [line for line in capsys.readouterr().out.splitlines() if "has its own" in line]
-    assert lines == ["stage 0 encoder: its config has its own batch_budget, keep_best"]
+    recipe = read_recipe(write(tmp_path / "recipe.yaml", recipe, tmp_path / "run"))
+    lines = describe_stages(recipe, recipe.stages, estimate=False)
+    assert [line for line in lines if "has its own" in line] == [
+        "stage 0 encoder: its config has its own batch_budget, keep_best",
+        "stage 2 lora: its config has its own ctc_weight",
+    ]
 
 
 def test_an_adapter_alone_is_the_stages_folder_where_nothing_is_merged(folder, tmp_path):
