@@ -120,6 +120,9 @@ class NestTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=25000, metadata={"help": "Updates of linear warm-up."})
     weight_decay: float = field(default=1e-3, metadata={"help": "On all parameters, biases and norms included."})
     adam_beta2: float = field(default=0.98, metadata={"help": "AdamW's second beta."})
+    use_muon: bool = field(
+        default=False, metadata={"help": "Muon for the matrices of layers, AdamW for the rest, at the same rate."}
+    )
     max_grad_norm: float = field(default=0.0, metadata={"help": "Clipping of the gradient norm; 0 is none."})
     max_steps: int | None = field(
         default=None, metadata={"help": "Updates; num_train_epochs decides where not given, else 500,000."}
@@ -179,6 +182,12 @@ class NestTrainingArguments(TrainingArguments):
                 raise ValueError(
                     f"`report_to` names {name}, which is not installed; pip install {name}, or leave it out."
                 )
+        if self.use_muon and not str(self.optim.value).startswith("adamw_torch"):
+            raise ValueError(f"`use_muon` goes with AdamW, `optim` is {self.optim.value}; leave one of them out.")
+        if self.use_muon and (self.fsdp or self.deepspeed):
+            raise ValueError(
+                "`use_muon` needs whole matrices, which FSDP and DeepSpeed divide; leave it out, or use DDP."
+            )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("`fp16` has no effect on CPU; use `bf16`, or leave it out.")
 

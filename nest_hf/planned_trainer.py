@@ -25,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint, sort_checkpoints
 from .data.batching import TokenBudgetBatchSampler
 from .data.pretraining import StreamedBatches
 from .hub import create_repository, push_run
+from .muon import Muon, with_muon
 
 
 class _PlannedDataLoader(DataLoader):
@@ -104,6 +105,16 @@ class PlannedTrainer(Trainer):
 
     def _is_done(self) -> bool:
         return self.state.global_step >= self.state.max_steps
+
+    # --- optimizer --------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        if self.args.use_muon and not isinstance(optimizer, Muon):
+            model = self.model if model is None else model
+            _, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+            self.optimizer = optimizer = Muon(with_muon(optimizer.param_groups, model), **options)
+        return optimizer
 
     # --- one step ---------------------------------------------------------------------------------------------------
 

@@ -111,9 +111,16 @@ class NestAsrProcessor(ProcessorMixin):
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if processor._ctc_tokenizer is not None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            processor._ctc_tokenizer = AutoTokenizer.from_pretrained(
-                pretrained_model_name_or_path, subfolder=processor._ctc_tokenizer, **hub
-            )
+            folder = processor._ctc_tokenizer
+            try:
+                processor._ctc_tokenizer = AutoTokenizer.from_pretrained(
+                    pretrained_model_name_or_path, subfolder=folder, **hub
+                )
+            except (OSError, ValueError) as error:
+                raise OSError(
+                    f"{pretrained_model_name_or_path}: no tokenizer of the CTC head in its folder `{folder}`; copy the "
+                    f"model with its subfolders, or write it again by `save_pretrained`."
+                ) from error
         return processor
 
     @property

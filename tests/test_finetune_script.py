@@ -130,10 +130,10 @@ def test_a_recogniser_of_parts_remembers_how_long_its_recordings_were(run, folde
     assert remembers("elsewhere", "--model_name_or_path", tmp_path / "less") is None
 
 
-@pytest.mark.parametrize("task", ["ctc", "asr"])
-def test_a_resumed_run_ends_as_an_uninterrupted_one(run, folder, tmp_path, task):
+@pytest.mark.parametrize(("task", "muon"), [("ctc", "false"), ("asr", "false"), ("asr", "true")])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(run, folder, tmp_path, task, muon):
     model = CTC if task == "ctc" else asr(folder)
-    options = [*model, *data(folder), "--batch_budget", 8, "--save_steps", 2, "--eval_steps", 2]
+    options = [*model, *data(folder), "--batch_budget", 8, "--save_steps", 2, "--eval_steps", 2, "--use_muon", muon]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(*options, "--lr_scheduler_type", "constant", "--max_steps", 5, "--output_dir", whole)
     run(*options, "--lr_scheduler_type", "constant", "--max_steps", 2, "--output_dir", parts)

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 import soundfile
@@ -153,6 +155,13 @@ def test_a_saved_processor_comes_back(kind, ctc, tmp_path):
     assert set(batch) == set(again) and all(torch.equal(batch[name], again[name]) for name in batch)
     if ctc:
         assert len(loaded.ctc_tokenizer) == len(processor.ctc_tokenizer)
+
+
+def test_a_copy_without_the_ctc_tokenizer_says_what_is_missing(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "ctc_tokenizer")
+    with pytest.raises(OSError, match=f"{tmp_path}: no tokenizer of the CTC head in its folder `ctc_tokenizer`"):
+        NestAsrProcessor.from_pretrained(tmp_path)
 
 
 def test_ctc_labels_may_be_another_text(processor):
