@@ -5,8 +5,8 @@ import re
 import torch
 from torch import nn
 
-# Quintic iteration towards the nearest orthogonal matrix, with the coefficients of Jordan et al., "Muon: An optimizer for
-# hidden layers in neural networks" (https://kellerjordan.github.io/posts/muon): singular values end between 0.7 and 1.2
+# Quintic iteration towards the nearest orthogonal matrix; singular values end between 0.7 and 1.2. Coefficients: Jordan
+# et al., "Muon: An optimizer for hidden layers in neural networks" (https://kellerjordan.github.io/posts/muon).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5
 # An orthogonal update, scaled so that its elements are as large as AdamW's: Liu et al., "Muon is scalable for LLM
@@ -94,9 +94,9 @@ class Muon(torch.optim.AdamW):
 
 
 def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter is a matrix, or a kernel of one frame, of one of several layers; no adapter's."""
-    is_matrix = parameter.ndim >= 2 and parameter[0, 0].numel() == 1 and min(parameter.shape[:2]) > 1
-    return is_matrix and re.search(r"\blayers\.\d+\.", name) is not None and "lora_" not in name
+    """Whether a parameter is the matrix, or the kernel of one frame, of one of several layers; no bias, no adapter."""
+    in_layer = re.search(r"\blayers\.\d+\..*weight$", name) is not None and "lora_" not in name
+    return in_layer and parameter.ndim >= 2 and parameter[0, 0].numel() == 1 and min(parameter.shape[:2]) > 1
 
 
 def with_muon(groups: list[dict], model: nn.Module) -> list[dict]:

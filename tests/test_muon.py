@@ -83,6 +83,12 @@ def names_of(model, groups, muon: bool) -> set[str]:
     return {name for name, p in model.named_parameters() if id(p) in chosen}
 
 
+def is_product(module: nn.Module) -> bool:
+    """Whether all of a module is one product of each frame with a matrix."""
+    is_kernel = isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1
+    return is_kernel or isinstance(module, nn.Linear)
+
+
 def test_matrices_of_layers_are_muons_and_nothing_else():
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "subsampling_conv_channels": 8}
     nest = NestForPreTraining(NestConfig.from_preset("tiny", **sizes))
@@ -91,14 +97,9 @@ def test_matrices_of_layers_are_muons_and_nothing_else():
         groups = with_muon([{"params": trained[::2], "weight_decay": 0.1}, {"params": trained[1::2]}], model)
         muon, rest = names_of(model, groups, True), names_of(model, groups, False)
         assert not muon & rest and muon | rest == {name for name, p in model.named_parameters() if p.requires_grad}
-        linear = {
-            f"{name}.weight"
-            for name, module in model.named_modules()
-            if ".layers." in f".{name}." and isinstance(module, nn.Linear)
-        }
-        pointwise = {name for name in muon | rest if "pointwise_conv" in name and name.endswith("weight")}
-        pointwise = {name for name in pointwise if ".layers." in f".{name}"}
-        assert len(linear) > 8 and len(pointwise) >= 2 and muon == linear | pointwise
+        in_layers = [(name, module) for name, module in model.named_modules() if ".layers." in f".{name}."]
+        expected = {f"{name}.weight" for name, module in in_layers if is_product(module)}
+        assert len(expected) > 8 and muon == expected
         decayed = {id(p) for group in groups if group.get("weight_decay") for p in group["params"]}
         assert decayed == {id(p) for p in trained[::2]}
 
