@@ -184,10 +184,6 @@ class NestTrainingArguments(TrainingArguments):
                 )
         if self.use_muon and not str(self.optim.value).startswith("adamw_torch"):
             raise ValueError(f"`use_muon` goes with AdamW, `optim` is {self.optim.value}; leave one of them out.")
-        if self.use_muon and (self.fsdp or self.deepspeed):
-            raise ValueError(
-                "`use_muon` needs whole matrices, which FSDP and DeepSpeed divide; leave it out, or use DDP."
-            )
         if self.fp16 and self.device.type == "cpu":
             raise ValueError("`fp16` has no effect on CPU; use `bf16`, or leave it out.")
 

@@ -5,7 +5,7 @@ import re
 import torch
 from torch import nn
 
-# Quintic iteration towards the nearest orthogonal matrix; singular values end between 0.7 and 1.2. Coefficients: Jordan
+# Of a quintic iteration towards the nearest orthogonal matrix, whose singular values end between 0.7 and 1.2: Jordan
 # et al., "Muon: An optimizer for hidden layers in neural networks" (https://kellerjordan.github.io/posts/muon).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NUM_ITERATIONS = 5

@@ -61,6 +61,10 @@ class PlannedTrainer(Trainer):
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
+        if self.args.use_muon and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                "`use_muon` needs whole matrices, which FSDP and DeepSpeed divide; leave it out, or use DDP."
+            )
         self.train_sampler = train_sampler
         self.train_collator = train_collator
         self.eval_sets = eval_sets or {}

@@ -118,8 +118,8 @@ class NestAsrProcessor(ProcessorMixin):
                 )
             except (OSError, ValueError) as error:
                 raise OSError(
-                    f"{pretrained_model_name_or_path}: no tokenizer of the CTC head in its folder `{folder}`; copy the "
-                    f"model with its subfolders, or write it again by `save_pretrained`."
+                    f"{pretrained_model_name_or_path}: no tokenizer of the CTC head in its folder `{folder}`; copy "
+                    f"the model with its subfolders, or write it again by `save_pretrained`."
                 ) from error
         return processor
 

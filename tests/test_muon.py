@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from spoken_tones import make_utterances
 from test_finetuning import plan_of, recogniser, trainer_of
 from torch import nn
 
 from nest_hf import NestConfig
 from nest_hf.data.labelled import load_labelled
+from nest_hf.finetuning import FinetuneTrainer
 from nest_hf.finetuning_arguments import FinetuneTrainingArguments
 from nest_hf.modeling_nest import NestForPreTraining
 from nest_hf.muon import COEFFICIENTS, NUM_ITERATIONS, Muon, orthogonalize, with_muon
@@ -104,11 +106,14 @@ def test_matrices_of_layers_are_muons_and_nothing_else():
         assert decayed == {id(p) for p in trained[::2]}
 
 
-def test_the_trainer_uses_it_and_keeps_what_is_not_decayed(tmp_path):
-    from spoken_tones import make_utterances
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("labelled")
+    return load_labelled(make_utterances(folder / "train", 8, length=None), name="train")
 
-    labelled = load_labelled(make_utterances(tmp_path / "train", 8, length=None), name="train")
-    trainer = trainer_of("ctc", labelled, tmp_path / "run", plan_of(range(8)), use_muon=True, max_steps=2)
+
+def test_the_trainer_uses_it_and_keeps_what_is_not_decayed(labelled, tmp_path):
+    trainer = trainer_of("ctc", labelled, tmp_path, plan_of(range(8)), use_muon=True, max_steps=2)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
     optimizer = trainer.optimizer.optimizer
@@ -118,13 +123,19 @@ def test_the_trainer_uses_it_and_keeps_what_is_not_decayed(tmp_path):
     assert names_of(trainer.model, optimizer.param_groups, True) <= changed
 
 
-def test_refusals(tmp_path):
+def test_another_optimizer_and_divided_matrices_are_refused(labelled, tmp_path, monkeypatch):
     options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "use_muon": True}
     with pytest.raises(ValueError, match="`use_muon` goes with AdamW, `optim` is adafactor"):
         FinetuneTrainingArguments(**options, optim="adafactor")
+    monkeypatch.setattr(
+        FinetuneTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), raising=False
+    )
     with pytest.raises(ValueError, match="`use_muon` needs whole matrices, which FSDP and DeepSpeed divide"):
-        FinetuneTrainingArguments(**options, fsdp="full_shard")
+        trainer_of("ctc", labelled, tmp_path, plan_of(range(8)), use_muon=True)
+
+
+def test_where_no_matrix_is_trained_it_is_refused():
     model = recogniser("ctc")[0]
-    frozen = [p for name, p in model.named_parameters() if "layers." not in name]
+    others = [p for name, p in model.named_parameters() if "layers." not in name]
     with pytest.raises(ValueError, match="`use_muon` has no effect: no matrix of a hidden layer"):
-        with_muon([{"params": frozen}], model)
+        with_muon([{"params": others}], model)
