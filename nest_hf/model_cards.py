@@ -285,7 +285,8 @@ def _options_section(config: dict, record: dict) -> str:
     names = (
         *("preset", "task", "schedule", "lr_scheduler_type", "learning_rate", "warmup_steps", "weight_decay"),
         *("per_device_train_batch_size", "batch_duration_s", "batch_budget", "budget_unit"),
-        *("gradient_accumulation_steps", "bf16", "fp16", "trainable", "lora", "channel", "wideband_share", "seed"),
+        *("gradient_accumulation_steps", "bf16", "fp16", "use_muon", "trainable", "lora"),
+        *("channel", "wideband_share", "seed"),
     )
     shown = {name: config[name] for name in names if config.get(name) not in (None, "", [], {}, False)}
     if shown.get("schedule") == "noam":

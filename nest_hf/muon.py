@@ -61,6 +61,11 @@ class Muon(torch.optim.AdamW):
     def __init__(self, params, **kwargs):
         super().__init__([{"muon": False, **group} for group in params], **kwargs)
 
+    def __setstate__(self, state: dict) -> None:  # of pickle and `load_state_dict`; AdamW looks for its own state
+        groups = state["param_groups"]
+        super().__setstate__({**state, "param_groups": [group for group in groups if not group["muon"]]})
+        self.param_groups = groups
+
     @torch.no_grad()
     def step(self, closure=None):
         groups = self.param_groups

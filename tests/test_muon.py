@@ -1,5 +1,7 @@
 """Muon: orthogonal updates, torch's own AdamW and Muon as references, which parameters it moves, refusals."""
 
+import copy
+
 import pytest
 import torch
 from spoken_tones import make_utterances
@@ -80,6 +82,27 @@ def test_everything_else_moves_as_by_adamw(fused):
     assert torch.equal(steps(ours, (7, 3)), steps(theirs, (7, 3)))
 
 
+def test_a_loaded_state_goes_on_as_the_saved_one():
+    def made(seed):
+        matrix, bias = nn.Parameter(matrices(6, 4, seed=seed)), nn.Parameter(matrices(6, seed=seed))
+        return [matrix, bias], Muon([{"params": [matrix], "muon": True}, {"params": [bias]}], lr=0.1, fused=True)
+
+    def step(params, optimizer, seed):
+        for p in params:
+            p.grad = matrices(*p.shape, seed=seed)
+        optimizer.step()
+
+    params, optimizer = made(0)
+    step(params, optimizer, 1)
+    others, loaded = made(5)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, other in zip(params, others, strict=True):
+        other.data.copy_(p.data)
+    step(params, optimizer, 2)
+    step(others, loaded, 2)
+    assert all(torch.equal(p, other) for p, other in zip(params, others, strict=True))
+
+
 def names_of(model, groups, muon: bool) -> set[str]:
     chosen = {id(p) for group in groups if group["muon"] == muon for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in chosen}
@@ -127,9 +150,13 @@ def test_another_optimizer_and_divided_matrices_are_refused(labelled, tmp_path, 
     options = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "use_muon": True}
     with pytest.raises(ValueError, match="`use_muon` goes with AdamW, `optim` is adafactor"):
         FinetuneTrainingArguments(**options, optim="adafactor")
-    monkeypatch.setattr(
-        FinetuneTrainer, "is_fsdp_enabled", property(lambda self: True, lambda self, value: None), raising=False
-    )
+    create = FinetuneTrainer.create_accelerator_and_postprocess
+
+    def divided(self):
+        create(self)
+        self.is_fsdp_enabled = True
+
+    monkeypatch.setattr(FinetuneTrainer, "create_accelerator_and_postprocess", divided)
     with pytest.raises(ValueError, match="`use_muon` needs whole matrices, which FSDP and DeepSpeed divide"):
         trainer_of("ctc", labelled, tmp_path, plan_of(range(8)), use_muon=True)
 
