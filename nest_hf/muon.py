@@ -60,6 +60,7 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, params, **kwargs):
         super().__init__([{"muon": False, **group} for group in params], **kwargs)
+        self._step_supports_amp_scaling = False  # or a scaler of fp16 leaves it to AdamW to skip what overflowed
 
     def __setstate__(self, state: dict) -> None:  # of pickle and `load_state_dict`; AdamW looks for its own state
         groups = state["param_groups"]

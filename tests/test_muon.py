@@ -103,6 +103,23 @@ def test_a_loaded_state_goes_on_as_the_saved_one():
     assert all(torch.equal(p, other) for p, other in zip(params, others, strict=True))
 
 
+def test_what_overflows_in_fp16_moves_nothing():
+    matrix, bias = nn.Parameter(matrices(6, 4)), nn.Parameter(matrices(6))
+    optimizer = Muon([{"params": [matrix], "muon": True}, {"params": [bias]}], lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+
+    def step(grad: float):
+        scaler.scale((matrix.sum() + bias.sum()) * grad).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+
+    step(float("inf"))
+    assert torch.equal(matrix, matrices(6, 4)) and torch.equal(bias, matrices(6))
+    step(1.0)
+    assert not torch.equal(matrix, matrices(6, 4)) and matrix.isfinite().all() and bias.isfinite().all()
+
+
 def names_of(model, groups, muon: bool) -> set[str]:
     chosen = {id(p) for group in groups if group["muon"] == muon for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in chosen}
