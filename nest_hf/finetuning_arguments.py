@@ -247,3 +247,16 @@ class FinetuneTrainingArguments(NestTrainingArguments):
         if self.max_steps is None and self.num_train_epochs is None:
             self.num_train_epochs = 10.0
         super().__post_init__()
+
+
+def check_together(
+    model_args: FinetuneModelArguments,
+    data_args: FinetuneDataArguments,
+    args: FinetuneTrainingArguments,
+    where: str = "",
+) -> None:
+    """Refuses what no group of options knows by itself to be idle; messages begin with `where`."""
+    if args.keep_best and not data_args.eval_data:
+        raise ValueError(f"{where}`keep_best` has no effect without `eval_data`; give it, or leave it out.")
+    if args.use_muon and model_args.lora:
+        raise ValueError(f"{where}`use_muon` has no effect with `lora`, whose matrices are no layer's; leave it out.")

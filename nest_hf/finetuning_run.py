@@ -17,7 +17,12 @@ from .data.batching import TokenBudgetBatchSampler
 from .data.labelled import LabelledCollator, LabelledDataset, LabelledRows, labelled_lengths, load_labelled
 from .data.spec_augment import SpecAugment
 from .finetuning import FinetuneTrainer
-from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
+from .finetuning_arguments import (
+    FinetuneDataArguments,
+    FinetuneModelArguments,
+    FinetuneTrainingArguments,
+    check_together,
+)
 from .finetuning_parts import load_recogniser
 from .freezing import FreezingCallback
 from .handover import RECORD, read_record, verify, write_record
@@ -95,8 +100,7 @@ def finetune(
         `dict`: the metrics of the result.
     """
     # 1. what is there
-    if args.keep_best and not data_args.eval_data:
-        raise ValueError("`keep_best` has no effect without `eval_data`; give it, or leave it out.")
+    check_together(model_args, data_args, args)
     config = resolved(model_args, data_args, args)
     resume = start_run(args)
     if (metrics := _completed(args, config)) is not None:

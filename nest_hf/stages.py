@@ -23,7 +23,12 @@ from pathlib import Path
 from string import Template
 
 from .evaluation_run import EvaluationArguments, evaluate
-from .finetuning_arguments import FinetuneDataArguments, FinetuneModelArguments, FinetuneTrainingArguments
+from .finetuning_arguments import (
+    FinetuneDataArguments,
+    FinetuneModelArguments,
+    FinetuneTrainingArguments,
+    check_together,
+)
 from .finetuning_run import finetune
 from .handover import read_record, verify, write_pointer
 from .language_model import LanguageModelArguments, LanguageModelTrainingArguments, train_language_model
@@ -106,7 +111,11 @@ class Stage:
 
     def arguments(self) -> tuple:
         """The dataclasses of the stage's script, checked."""
-        return arguments_of(self.options, *KINDS[self.kind].types, where=f"stage `{self.name}`")
+        where = f"stage `{self.name}`"
+        arguments = arguments_of(self.options, *KINDS[self.kind].types, where=where)
+        if self.kind == "finetune":
+            check_together(*arguments, where=f"{where}: ")
+        return arguments
 
     def is_complete(self) -> bool:
         return Path(self.folder, KINDS[self.kind].completed_by).is_file()

@@ -297,6 +297,7 @@ def test_other_options_than_a_complete_stages_are_refused(recipe):
         (0, {"merge": False}, "`merge` has no effect without `lora`"),
         (0, {"early_stopping_patience": 0}, "1 or more"),
         (0, {"keep_best": 1, "eval_data": None}, "`keep_best` has no effect without `eval_data`"),
+        (2, {"use_muon": True}, "stage `lora`: `use_muon` has no effect with `lora`, whose matrices are no layer's"),
         (0, {"mix": "random"}, "needs `mix_weights`"),
         (0, {"mix": "random", "mix_weights": {"cals": 1.0}}, "names 'cals', which is no domain"),
         (0, {"channel": "clean_8k", "channel_domains": ["wide"]}, "names 'wide', which is no domain"),
