@@ -1,6 +1,7 @@
 """The grammar of calls: sentences that can be said and scored, and tests that hold what training has not."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from nest_hf.data.call_grammar import (
     NUM_CHARACTERS,
     UNSEEN_KEYWORDS,
     draw_sentence,
+    draw_word,
     keyword_file,
     literal_pieces,
+    other_words,
     read_mandarin,
     templates,
 )
@@ -46,6 +49,29 @@ def test_no_training_sentence_has_an_unseen_keyword_or_speaks_an_unseen_template
     for template in (t for domain in DOMAINS for t in templates(domain, seen=False)):
         piece = max(literal_pieces(template), key=len)
         assert len(piece) >= 3 and piece not in training_text, template
+
+
+def test_other_words_need_no_character_that_sentences_have_not_and_are_no_unseen_keywords(training_text):
+    assert len(other_words()) > 1000
+    assert set("".join(other_words())) <= set(training_text)
+    rng = np.random.default_rng(2)
+    words = [draw_word(rng) for _ in range(5000)]
+    assert all(2 <= len(word) <= 4 for word in words) and len(set(words)) > 3000
+    assert [word for word in words if any(keyword in word for keyword in UNSEEN)] == []
+
+
+def test_a_word_that_is_no_keyword_takes_the_place_of_one():
+    for seed in range(50):
+        sentence = draw_sentence(np.random.default_rng(seed), keyword="下午花园")
+        assert "下午花园" in sentence.text and sentence.keyword in ("none", "seen")
+
+
+def test_without_the_dictionary_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    other_words.cache_clear()
+    with pytest.raises(ValueError, match=r"pip install .*demo"):
+        other_words()
+    other_words.cache_clear()
 
 
 @pytest.mark.parametrize("seen", [True, False])

@@ -80,6 +80,17 @@ def test_every_seen_keyword_is_trained_and_every_unseen_one_is_tested(full_plan)
     assert {c for name in SETS for c in text[name]} <= set(text["train"])
 
 
+@pytest.mark.parametrize("template", ["您名下的{keyword}需要确认一下", "关于{keyword}您还有什么疑问吗"])
+def test_in_a_keywords_place_training_has_words_without_number(full_plan, template):
+    plan, lm_texts = full_plan
+    texts = {"lm": lm_texts, "train": [u.sentence.text for u in plan["train"]]}
+    before, after = template.split("{keyword}")
+    keywords = {keyword for words in KEYWORDS.values() for keyword in words}
+    for name, fewest in (("lm", 30), ("train", 3)):
+        words = {t.partition(before)[2].removesuffix(after) for t in texts[name] if before in t and t.endswith(after)}
+        assert len(words - keywords) >= fewest
+
+
 def test_the_hours_are_near_those_asked_for(full_plan):
     plan, _ = full_plan
     assert sum(u.expected_s for u in plan["train"]) / 3600 == pytest.approx(2.0, rel=0.01)

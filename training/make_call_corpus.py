@@ -9,9 +9,10 @@ The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl` (16 kHz
 `calls_validation.jsonl` and `calls_test.jsonl` (8 kHz, through the `physical` telephone channel, whose draw is in the
 column `channel`), their recordings in `audio/`, `keywords.txt`, `lm_text.txt` and `corpus.json`. No voice, no babble
 and no sentence of a validation or test set occurs in training; of a test set, 30 % use templates, and 20 % hold one
-of ten keywords, that no training text has (columns `template` and `keyword`). Half of the wideband training speech are
-fragments of sentences, which cannot be guessed. Same arguments and library versions,
-same bytes; the same command again finishes what an interrupt left, or finds that all is there.
+of ten keywords, that no training text has (columns `template` and `keyword`). A quarter of the training sentences have
+another word of jieba's dictionary in a keyword's place, and half of the wideband training speech are fragments of
+sentences, which cannot be guessed. Same arguments and library versions, same bytes; the same command again finishes
+what an interrupt left, or finds that all is there.
 """
 
 import hashlib

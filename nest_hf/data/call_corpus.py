@@ -1,5 +1,6 @@
 """A corpus of synthetic calls: who says what in which set, and the recordings."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import soxr
 
 from .audio_encoding import encode_audio, write_whole
-from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_fragments, draw_sentence
+from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_fragments, draw_sentence, draw_word
 from .espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
 from .seeding import generator_of, seed_of
 from .telephone import TelephoneChannel
@@ -63,10 +64,16 @@ def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
 
 
 def draw_training_texts(rng: np.random.Generator) -> Iterator[Sentence]:
-    """Seen templates and keywords without end; every fourth sentence takes the next keyword, so that none is rare."""
-    keywords = [keyword for words in KEYWORDS.values() for keyword in words]
-    for index in range(10**9):
-        yield draw_sentence(rng, keyword=None if index % 4 else keywords[index // 4 % len(keywords)])
+    """
+    Seen templates and keywords without end: every fourth sentence takes the next keyword, so that none is rare, and
+    every fourth a word that is none, so that a keyword's place is no proof of a keyword.
+    """
+    keywords = itertools.cycle(keyword for words in KEYWORDS.values() for keyword in words)
+    while True:
+        yield draw_sentence(rng, keyword=next(keywords))
+        yield draw_sentence(rng)
+        yield draw_sentence(rng, keyword=draw_word(rng))
+        yield draw_sentence(rng)
 
 
 def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> list[Sentence]:
@@ -127,9 +134,12 @@ def plan_corpus(
 
         if split_of(name) == "train":
             left_s = 3600 * (call_hours if name.startswith("calls") else hours)
-            for index, sentence in enumerate(draw_training_texts(rng)):
+            sentences = draw_training_texts(rng)
+            for index in itertools.count():
                 if name == "train" and index % 2:  # an encoder that knows the templates by heart would not listen
                     sentence = draw_fragments(rng)
+                else:
+                    sentence = next(sentences)
                 known.add(sentence.text)
                 left_s -= add(sentence)
                 if left_s <= 0:

@@ -1,6 +1,7 @@
 """Sentences of outbound calls in Mandarin, as they are spoken: a bank, a telephone company, an insurer, a courier."""
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -21,7 +22,7 @@ UNSEEN_KEYWORDS = {
     "courier": "寄件人 收货地址 运费".split(),
 }
 
-# `{keyword}` is one of the template's own domain; the other slots are drawn by `draw_values`.
+# `{keyword}` is one of the template's own domain, or any other word; the other slots are drawn by `draw_values`.
 TEMPLATES = {
     "bank": """您好这里是工商银行客服中心|请问您是{name}本人吗|为了核实身份请说出证件后四位|您的卡号后四位是{tail}对吗
 您本月的账单金额是{amount}|您的信用卡欠款一共{amount}|最后还款日是{date}|请在{date}之前还款|您这笔消费是{amount}
@@ -76,6 +77,10 @@ PLACES = "中山路 人民广场 火车站 市医院 第一小学 科技园 南�
 DIGITS, TELEPHONE_DIGITS = "零一二三四五六七八九", "零幺二三四五六七八九"  # 1 is yao in telephone numbers
 
 
+UNSEEN = tuple(word for words in UNSEEN_KEYWORDS.values() for word in words)
+WORD_TAGS, LEAST_COUNT = ("n", "v", "vn"), 20  # of the words of jieba's dictionary that take a keyword's place
+
+
 @dataclass(frozen=True)
 class Sentence:
     """
@@ -108,6 +113,41 @@ def read_digits(digits, names: str = DIGITS) -> str:
 def templates(domain: str, *, seen: bool = True) -> list[str]:
     """The templates of a domain, those of training or those of tests alone."""
     return (TEMPLATES if seen else UNSEEN_TEMPLATES)[domain].replace("\n", "|").split("|")
+
+
+@cache
+def other_words() -> tuple[str, ...]:
+    """
+    Nouns and verbs of jieba's dictionary that the characters of the training texts can write. With them in a keyword's
+    place any word may stand there, as in a real business.
+
+    Raises:
+        ValueError: If jieba is not installed.
+    """
+    try:
+        import jieba
+    except ImportError:
+        raise ValueError('Words are taken from jieba\'s dictionary; run `pip install "nest_hf[demo]"`.') from None
+    pieces = [piece for domain in DOMAINS for template in templates(domain) for piece in literal_pieces(template)]
+    known = set("".join([*pieces, *(word for words in KEYWORDS.values() for word in words)]))
+    with jieba.get_dict_file() as file:
+        entries = [line.decode().split() for line in file]
+    return tuple(
+        word
+        for word, count, tag in entries
+        if tag in WORD_TAGS and int(count) >= LEAST_COUNT and 2 <= len(word) <= 4 and known.issuperset(word)
+    )
+
+
+def draw_word(rng: np.random.Generator) -> str:
+    """Draws one of `other_words`, or two short ones; none of `UNSEEN_KEYWORDS` is in it."""
+    words = other_words()
+    while True:
+        word = words[rng.integers(len(words))]
+        if len(word) == 2 and rng.random() < 0.5:
+            word += words[rng.integers(len(words))]
+        if len(word) <= 4 and not any(keyword in word for keyword in UNSEEN):
+            return word
 
 
 def draw_values(rng: np.random.Generator) -> dict[str, str]:
@@ -147,18 +187,21 @@ def draw_sentence(rng: np.random.Generator, *, seen_template: bool = True, keywo
     Args:
         rng (`np.random.Generator`): Of all draws.
         seen_template (`bool`, *optional*, defaults to `True`): One of the templates that training texts use.
-        keyword (`str`, *optional*): A keyword that must occur; otherwise none of `UNSEEN_KEYWORDS` does.
+        keyword (`str`, *optional*):
+            The word that takes the keyword's place, in a sentence of its domain if it is a keyword. Without it the
+            template may have no such place, and none of `UNSEEN_KEYWORDS` occurs.
     """
-    domain, unseen = str(rng.choice(DOMAINS)), False
-    if keyword is not None:
-        (domain,) = [name for name in DOMAINS if keyword in KEYWORDS[name] + UNSEEN_KEYWORDS[name]]
-        unseen = keyword in UNSEEN_KEYWORDS[domain]
+    domain = str(rng.choice(DOMAINS))
+    for name in DOMAINS:
+        if keyword in KEYWORDS[name] + UNSEEN_KEYWORDS[name]:
+            domain = name
     choices = [t for t in templates(domain, seen=seen_template) if keyword is None or "{keyword}" in t]
     while True:
         opener = str(rng.choice(OPENERS)) if rng.random() < 0.5 else ""
         slot = keyword or str(rng.choice(KEYWORDS[domain]))
         text = (opener + str(rng.choice(choices))).format(**draw_values(rng), keyword=slot)
-        if NUM_CHARACTERS[0] <= len(text) <= NUM_CHARACTERS[1]:
+        unseen = any(word in text for word in UNSEEN)
+        if NUM_CHARACTERS[0] <= len(text) <= NUM_CHARACTERS[1] and unseen == (keyword in UNSEEN):
             break
     has_seen = any(word in text for words in KEYWORDS.values() for word in words)
     kind = "unseen" if unseen else "seen" if has_seen else "none"
@@ -170,14 +213,13 @@ def draw_fragments(rng: np.random.Generator) -> Sentence:
     Pieces of 2 to 5 characters of sentences, one after another: who hears them has to listen, for they are no sentence
     that could be guessed. None of `UNSEEN_KEYWORDS` occurs.
     """
-    unseen = [word for words in UNSEEN_KEYWORDS.values() for word in words]
     while True:
         text, length = "", int(rng.integers(NUM_CHARACTERS[0], NUM_CHARACTERS[1] - 4))
         while len(text) < length:
             sentence = draw_sentence(rng).text
             start = int(rng.integers(len(sentence) - 1))
             text += sentence[start : start + int(rng.integers(2, 6))]
-        if not any(word in text for word in unseen):
+        if not any(word in text for word in UNSEEN):
             break
     has_seen = any(word in text for words in KEYWORDS.values() for word in words)
     return Sentence(text, "none", "none", "seen" if has_seen else "none")

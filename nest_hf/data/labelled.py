@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
+from scipy.fft import next_fast_len
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
@@ -167,9 +168,10 @@ def draw_noise(num_samples: int, rng: np.random.Generator) -> np.ndarray:
     whose features are normalised for each recording hears it as loud as speech.
     """
     slope, level_db = rng.uniform(0, 1), rng.uniform(-80, -30)
-    spectrum = np.fft.rfft(rng.standard_normal(max(num_samples, 2)))
+    size = next_fast_len(max(num_samples, 2), real=True)  # other lengths take several times as long
+    spectrum = np.fft.rfft(rng.standard_normal(size))
     spectrum *= np.maximum(np.arange(len(spectrum)), 1) ** -slope  # amplitudes: white, pink at 1/2, brown at 1
-    wave = np.fft.irfft(spectrum, max(num_samples, 2))[:num_samples]
+    wave = np.fft.irfft(spectrum, size)[:num_samples]
     return (wave * 10 ** (level_db / 20) / max(np.sqrt(np.mean(wave**2)), 1e-12)).astype(np.float32)
 
 
