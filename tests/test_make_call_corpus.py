@@ -80,7 +80,7 @@ def test_every_seen_keyword_is_trained_and_every_unseen_one_is_tested(full_plan)
     assert {c for name in SETS for c in text[name]} <= set(text["train"])
 
 
-@pytest.mark.parametrize("template", ["您名下的{keyword}需要确认一下", "关于{keyword}您还有什么疑问吗"])
+@pytest.mark.parametrize("template", ["您名下的{keyword}需要确认一下", "关于{keyword}您还有什么疑问吗"], ids="12")
 def test_in_a_keywords_place_training_has_words_without_number(full_plan, template):
     plan, lm_texts = full_plan
     texts = {"lm": lm_texts, "train": [u.sentence.text for u in plan["train"]]}
