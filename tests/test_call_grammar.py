@@ -11,11 +11,11 @@ from nest_hf.data.call_grammar import (
     KEYWORDS,
     NUM_CHARACTERS,
     UNSEEN_KEYWORDS,
+    dictionary_words,
     draw_sentence,
     draw_word,
     keyword_file,
     literal_pieces,
-    other_words,
     read_mandarin,
     templates,
 )
@@ -51,9 +51,9 @@ def test_no_training_sentence_has_an_unseen_keyword_or_speaks_an_unseen_template
         assert len(piece) >= 3 and piece not in training_text, template
 
 
-def test_other_words_need_no_character_that_sentences_have_not_and_are_no_unseen_keywords(training_text):
-    assert len(other_words()) > 1000
-    assert set("".join(other_words())) <= set(training_text)
+def test_dictionary_words_need_no_character_that_sentences_have_not_and_are_no_unseen_keywords(training_text):
+    assert len(dictionary_words()) > 1000
+    assert set("".join(dictionary_words())) <= set(training_text)
     rng = np.random.default_rng(2)
     words = [draw_word(rng) for _ in range(5000)]
     assert all(2 <= len(word) <= 4 for word in words) and len(set(words)) > 3000
@@ -68,10 +68,10 @@ def test_a_word_that_is_no_keyword_takes_the_place_of_one():
 
 def test_without_the_dictionary_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "jieba", None)
-    other_words.cache_clear()
+    dictionary_words.cache_clear()
     with pytest.raises(ValueError, match=r"pip install .*demo"):
-        other_words()
-    other_words.cache_clear()
+        dictionary_words()
+    dictionary_words.cache_clear()
 
 
 @pytest.mark.parametrize("seen", [True, False])

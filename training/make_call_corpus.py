@@ -10,7 +10,7 @@ The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl` (16 kHz
 column `channel`), their recordings in `audio/`, `keywords.txt`, `lm_text.txt` and `corpus.json`. No voice, no babble
 and no sentence of a validation or test set occurs in training; of a test set, 30 % use templates, and 20 % hold one
 of ten keywords, that no training text has (columns `template` and `keyword`). A quarter of the training sentences have
-another word of jieba's dictionary in a keyword's place, and half of the wideband training speech are fragments of
+any word of jieba's dictionary in a keyword's place, and half of the wideband training speech are fragments of
 sentences, which cannot be guessed. Same arguments and library versions, same bytes; the same command again finishes
 what an interrupt left, or finds that all is there.
 """
@@ -30,7 +30,7 @@ from transformers.hf_argparser import HfArg
 
 from nest_hf.data.audio_encoding import write_whole
 from nest_hf.data.call_corpus import SETS, SHARD, Shard, make_shard, plan_corpus, split_of
-from nest_hf.data.call_grammar import KEYWORDS, UNSEEN_KEYWORDS, keyword_file
+from nest_hf.data.call_grammar import KEYWORDS, SEEN, UNSEEN, UNSEEN_KEYWORDS, keyword_file
 from nest_hf.data.espeak import Synthesizer
 from nest_hf.data.writers import whole_file
 from nest_hf.parsing import error_line, parse_arguments
@@ -118,7 +118,7 @@ def summary(rows: dict[str, list[dict]], lm_texts: list[str], seed: int) -> dict
         "lm_sentences": len(lm_texts),
         "keywords_seen": KEYWORDS,
         "keywords_unseen": UNSEEN_KEYWORDS,
-        "fewest_in_training": min(text.count(keyword) for words in KEYWORDS.values() for keyword in words),
+        "fewest_in_training": min(map(text.count, SEEN)),
     }
 
 
@@ -177,8 +177,7 @@ def main():
             f"{folder / name}.jsonl: {of_set['utterances']} utterances of {of_set['shortest_s']} to "
             f"{of_set['longest_s']} s, {of_set['hours']:.3f} hours, {len(of_set['speakers'])} voices"
         )
-    num_seen, num_unseen = (sum(map(len, words.values())) for words in (KEYWORDS, UNSEEN_KEYWORDS))
-    print(f"{folder / 'keywords.txt'}: {num_seen} keywords of training, {num_unseen} of tests alone")
+    print(f"{folder / 'keywords.txt'}: {len(SEEN)} keywords of training, {len(UNSEEN)} of tests alone")
     print(f"{folder / 'lm_text.txt'}: {len(lm_texts)} sentences; {figures['characters']} characters in training")
     print(f"All figures: {folder / 'corpus.json'}")
 

@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 
 from .audio_encoding import encode_audio, write_whole
-from .call_grammar import KEYWORDS, UNSEEN_KEYWORDS, Sentence, draw_fragments, draw_sentence, draw_word
+from .call_grammar import SEEN, UNSEEN, Sentence, draw_fragments, draw_sentence, draw_word
 from .espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
 from .seeding import generator_of, seed_of
 from .telephone import TelephoneChannel
@@ -66,9 +66,9 @@ def draw_speakers(seed: int) -> dict[str, list[Speaker]]:
 def draw_training_texts(rng: np.random.Generator) -> Iterator[Sentence]:
     """
     Seen templates and keywords without end: every fourth sentence takes the next keyword, so that none is rare, and
-    every fourth a word that is none, so that a keyword's place is no proof of a keyword.
+    every fourth any word, so that a keyword's place is no proof of a keyword.
     """
-    keywords = itertools.cycle(keyword for words in KEYWORDS.values() for keyword in words)
+    keywords = itertools.cycle(SEEN)
     while True:
         yield draw_sentence(rng, keyword=next(keywords))
         yield draw_sentence(rng)
@@ -85,10 +85,9 @@ def draw_test_texts(rng: np.random.Generator, number: int, known: set[str]) -> l
         number (`int`): Of sentences; each unseen keyword occurs from 50 on.
         known (`set[str]`): Texts of training and of other sets; those drawn are added.
     """
-    unseen = [keyword for words in UNSEEN_KEYWORDS.values() for keyword in words]
     sentences = []
     for index in range(number):
-        keyword = None if index % 5 else unseen[index // 5 % len(unseen)]
+        keyword = None if index % 5 else UNSEEN[index // 5 % len(UNSEEN)]
         sentences.append(_draw_new(rng, known, seen_template=index % 10 not in (2, 5, 8), keyword=keyword))
     return sentences
 

@@ -1,5 +1,6 @@
 """Sentences of outbound calls in Mandarin, as they are spoken: a bank, a telephone company, an insurer, a courier."""
 
+import itertools
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,6 +22,7 @@ UNSEEN_KEYWORDS = {
     "insurance": "人身险 退保".split(),
     "courier": "寄件人 收货地址 运费".split(),
 }
+SEEN, UNSEEN = (tuple(itertools.chain(*groups.values())) for groups in (KEYWORDS, UNSEEN_KEYWORDS))
 
 # `{keyword}` is one of the template's own domain, or any other word; the other slots are drawn by `draw_values`.
 TEMPLATES = {
@@ -75,9 +77,6 @@ OPENERS = """您好|好的|那|是这样的|不好意思|麻烦问一下|另外|
 SURNAMES = "王李张刘陈杨赵黄周吴徐孙"
 PLACES = "中山路 人民广场 火车站 市医院 第一小学 科技园 南门 北京东路 前台 物业".split()
 DIGITS, TELEPHONE_DIGITS = "零一二三四五六七八九", "零幺二三四五六七八九"  # 1 is yao in telephone numbers
-
-
-UNSEEN = tuple(word for words in UNSEEN_KEYWORDS.values() for word in words)
 WORD_TAGS, LEAST_COUNT = ("n", "v", "vn"), 20  # of the words of jieba's dictionary that take a keyword's place
 
 
@@ -116,10 +115,10 @@ def templates(domain: str, *, seen: bool = True) -> list[str]:
 
 
 @cache
-def other_words() -> tuple[str, ...]:
+def dictionary_words() -> tuple[str, ...]:
     """
-    Nouns and verbs of jieba's dictionary that the characters of the training texts can write. With them in a keyword's
-    place any word may stand there, as in a real business.
+    Nouns and verbs of jieba's dictionary that the characters of the training texts can write, a few keywords among
+    them. With them in a keyword's place any word may stand there, as in a real business.
 
     Raises:
         ValueError: If jieba is not installed.
@@ -129,7 +128,7 @@ def other_words() -> tuple[str, ...]:
     except ImportError:
         raise ValueError('Words are taken from jieba\'s dictionary; run `pip install "nest_hf[demo]"`.') from None
     pieces = [piece for domain in DOMAINS for template in templates(domain) for piece in literal_pieces(template)]
-    known = set("".join([*pieces, *(word for words in KEYWORDS.values() for word in words)]))
+    known = set("".join([*pieces, *SEEN]))
     with jieba.get_dict_file() as file:
         entries = [line.decode().split() for line in file]
     return tuple(
@@ -140,8 +139,8 @@ def other_words() -> tuple[str, ...]:
 
 
 def draw_word(rng: np.random.Generator) -> str:
-    """Draws one of `other_words`, or two short ones; none of `UNSEEN_KEYWORDS` is in it."""
-    words = other_words()
+    """Draws one of `dictionary_words`, or two short ones; none of `UNSEEN_KEYWORDS` is in it."""
+    words = dictionary_words()
     while True:
         word = words[rng.integers(len(words))]
         if len(word) == 2 and rng.random() < 0.5:
@@ -203,7 +202,7 @@ def draw_sentence(rng: np.random.Generator, *, seen_template: bool = True, keywo
         unseen = any(word in text for word in UNSEEN)
         if NUM_CHARACTERS[0] <= len(text) <= NUM_CHARACTERS[1] and unseen == (keyword in UNSEEN):
             break
-    has_seen = any(word in text for words in KEYWORDS.values() for word in words)
+    has_seen = any(word in text for word in SEEN)
     kind = "unseen" if unseen else "seen" if has_seen else "none"
     return Sentence(text, domain, "seen" if seen_template else "unseen", kind)
 
@@ -221,7 +220,7 @@ def draw_fragments(rng: np.random.Generator) -> Sentence:
             text += sentence[start : start + int(rng.integers(2, 6))]
         if not any(word in text for word in UNSEEN):
             break
-    has_seen = any(word in text for words in KEYWORDS.values() for word in words)
+    has_seen = any(word in text for word in SEEN)
     return Sentence(text, "none", "none", "seen" if has_seen else "none")
 
 
