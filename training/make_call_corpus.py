@@ -10,9 +10,10 @@ The folder then holds `train.jsonl`, `validation.jsonl` and `test.jsonl` (16 kHz
 column `channel`), their recordings in `audio/`, `keywords.txt`, `lm_text.txt` and `corpus.json`. No voice, no babble
 and no sentence of a validation or test set occurs in training; of a test set, 30 % use templates, and 20 % hold one
 of ten keywords, that no training text has (columns `template` and `keyword`). A quarter of the training sentences have
-any word of jieba's dictionary in a keyword's place, and half of the wideband training speech are fragments of
-sentences, which cannot be guessed. Same arguments and library versions, same bytes; the same command again finishes
-what an interrupt left, or finds that all is there.
+any word of jieba's dictionary in a keyword's place, half of the wideband training speech are fragments of
+sentences, which cannot be guessed, and half of the texts for a language model rows of words of that dictionary. Same
+arguments and library versions, same bytes; the same command again finishes what an interrupt left, or finds that all is
+there.
 """
 
 import hashlib
@@ -36,7 +37,7 @@ from nest_hf.data.writers import whole_file
 from nest_hf.parsing import error_line, parse_arguments
 
 SCALES = {
-    "full": {"hours": 10.0, "call_hours": 0.5, "test_utterances": 300, "lm_sentences": 20_000},
+    "full": {"hours": 10.0, "call_hours": 0.5, "test_utterances": 300, "lm_sentences": 40_000},
     "smoke": {"hours": 0.2, "call_hours": 0.05, "test_utterances": 60, "lm_sentences": 2000},
 }
 RESULTS = (*(f"{name}.jsonl" for name in SETS), "keywords.txt", "lm_text.txt", "corpus.json")
@@ -49,7 +50,7 @@ class CallCorpusArguments:
     hours: float | None = HfArg(default=None, help="Wideband training speech, near enough. Full: 10.0.")
     call_hours: float | None = HfArg(default=None, help="Training calls, near enough. Full: 0.5.")
     test_utterances: int | None = HfArg(default=None, help="In each test set; validation has half. Full: 300.")
-    lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt. Full: 20000.")
+    lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt, every second a row of words. Full: 40000.")
     seed: int = HfArg(default=0, help="Seed of the texts, voices and channel.")
     format: Literal["flac", "wav"] = HfArg(default="flac", help="Audio file format, 16 bits either way.")
     num_proc: int = HfArg(default=2, help="Processes; the result depends on no number of them.")

@@ -9,7 +9,7 @@ import numpy as np
 import soxr
 
 from .audio_encoding import encode_audio, write_whole
-from .call_grammar import SEEN, UNSEEN, Sentence, draw_fragments, draw_sentence, draw_word
+from .call_grammar import SEEN, UNSEEN, Sentence, draw_fragments, draw_sentence, draw_word, draw_word_row
 from .espeak import SAMPLING_RATE, VARIANTS, Speaker, Synthesizer
 from .seeding import generator_of, seed_of
 from .telephone import TelephoneChannel
@@ -105,13 +105,15 @@ def plan_corpus(
     """
     Who says what: the utterances of each of `SETS`, and the texts for a language model.
 
-    Every second wideband recording of training has fragments of sentences, see [`~call_grammar.draw_fragments`].
-    Validation sets are half as large as test sets and use seen templates and keywords. No sentence of validation or
-    test occurs in training, in another of these sets, or in the texts for a language model.
+    Every second wideband recording of training has fragments of sentences, see [`~call_grammar.draw_fragments`], and
+    every second text for a language model is a row of words, see [`~call_grammar.draw_word_row`]. Validation sets are
+    half as large as test sets and use seen templates and keywords. No sentence of validation or test occurs in
+    training, in another of these sets, or in the texts for a language model.
     """
     speakers = draw_speakers(seed)
     lm_rng = np.random.default_rng([seed, 1])
-    lm_texts = [sentence.text for _, sentence in zip(range(lm_sentences), draw_training_texts(lm_rng), strict=False)]
+    sentences = draw_training_texts(lm_rng)
+    lm_texts = [draw_word_row(lm_rng) if index % 2 else next(sentences).text for index in range(lm_sentences)]
     plan, known = {}, set(lm_texts)
     # training first, because the others avoid its sentences
     for name in sorted(SETS, key=lambda name: split_of(name) != "train"):

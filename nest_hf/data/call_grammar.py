@@ -224,6 +224,19 @@ def draw_fragments(rng: np.random.Generator) -> Sentence:
     return Sentence(text, "none", "none", "seen" if has_seen else "none")
 
 
+def draw_word_row(rng: np.random.Generator) -> str:
+    """
+    Words of a dictionary, one after another: a language model that has read no others than those of the templates
+    writes one of them wherever it hears another. None of `UNSEEN_KEYWORDS` occurs.
+    """
+    while True:
+        text, length = "", int(rng.integers(NUM_CHARACTERS[0], NUM_CHARACTERS[1] - 4))
+        while len(text) < length:
+            text += draw_word(rng)
+        if not any(word in text for word in UNSEEN):
+            return text
+
+
 def literal_pieces(template: str) -> list[str]:
     """What a template says around its slots."""
     return [piece.rpartition("}")[2] for piece in template.split("{")]
