@@ -16,6 +16,7 @@ from nest_hf.data.call_grammar import (
     dictionary_words,
     draw_sentence,
     draw_word,
+    draw_word_row,
     keyword_file,
     literal_pieces,
     read_mandarin,
@@ -75,6 +76,20 @@ def test_without_the_dictionary_one_line_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("seen", [True, False])
+def test_rows_of_words_are_of_the_dictionary_and_as_long_as_sentences():
+    rng = np.random.default_rng(3)
+    rows = [draw_word_row(rng) for _ in range(2000)]
+    assert all(NUM_CHARACTERS[0] <= len(row) <= NUM_CHARACTERS[1] for row in rows)
+    assert [row for row in rows if any(keyword in row for keyword in UNSEEN)] == []
+    words = set(dictionary_words())
+    for row in rows[:200]:  # can be cut into words of the dictionary
+        ends = {0}
+        for end in range(1, len(row) + 1):
+            if any(row[start:end] in words for start in ends):
+                ends.add(end)
+        assert len(row) in ends, row
+
+
 @pytest.mark.parametrize("keyword", UNSEEN)
 def test_a_keyword_that_is_asked_for_occurs(keyword, seen):
     sentence = draw_sentence(np.random.default_rng(1), seen_template=seen, keyword=keyword)

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from nest_hf.data.call_corpus import SETS, draw_speakers, plan_corpus, split_of
-from nest_hf.data.call_grammar import DOMAINS, SEEN, UNSEEN, literal_pieces, templates
+from nest_hf.data.call_grammar import DOMAINS, SEEN, UNSEEN, dictionary_words, literal_pieces, templates
 
 SCRIPT = Path(__file__).parents[1] / "training" / "make_call_corpus.py"
 SMALL = ("--hours", "0.02", "--call_hours", "0.01", "--test_utterances", "50", "--lm_sentences", "300")
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def full_plan():
-    return plan_corpus(hours=2.0, call_hours=0.5, test_utterances=300, lm_sentences=20_000, seed=0)
+    return plan_corpus(hours=2.0, call_hours=0.5, test_utterances=300, lm_sentences=40_000, seed=0)
 
 
 def test_splits_share_no_voice():
@@ -87,6 +87,12 @@ def test_in_a_keywords_place_training_has_words_without_number(full_plan, templa
     for name, fewest in (("lm", 30), ("train", 3)):
         words = {t.partition(before)[2].removesuffix(after) for t in texts[name] if before in t and t.endswith(after)}
         assert len(words.difference(SEEN)) >= fewest
+
+
+def test_a_language_model_reads_most_words_of_the_dictionary(full_plan):
+    _, lm_texts = full_plan
+    text = "\n".join(lm_texts)
+    assert np.mean([word in text for word in dictionary_words()]) > 0.95
 
 
 def test_the_hours_are_near_those_asked_for(full_plan):

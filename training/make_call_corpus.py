@@ -12,8 +12,8 @@ and no sentence of a validation or test set occurs in training; of a test set, 3
 of ten keywords, that no training text has (columns `template` and `keyword`). A quarter of the training sentences have
 any word of jieba's dictionary in a keyword's place, half of the wideband training speech are fragments of
 sentences, which cannot be guessed, and half of the texts for a language model rows of words of that dictionary. Same
-arguments and library versions, same bytes; the same command again finishes what an interrupt left, or finds that all is
-there.
+arguments and library versions, same bytes; the same command again finishes what an interrupt left, or finds that
+all is there.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ class CallCorpusArguments:
     hours: float | None = HfArg(default=None, help="Wideband training speech, near enough. Full: 10.0.")
     call_hours: float | None = HfArg(default=None, help="Training calls, near enough. Full: 0.5.")
     test_utterances: int | None = HfArg(default=None, help="In each test set; validation has half. Full: 300.")
-    lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt, every second a row of words. Full: 40000.")
+    lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt, half rows of words. Full: 40000.")
     seed: int = HfArg(default=0, help="Seed of the texts, voices and channel.")
     format: Literal["flac", "wav"] = HfArg(default="flac", help="Audio file format, 16 bits either way.")
     num_proc: int = HfArg(default=2, help="Processes; the result depends on no number of them.")
