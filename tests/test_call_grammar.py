@@ -75,7 +75,6 @@ def test_without_the_dictionary_one_line_says_what_to_install(monkeypatch):
     dictionary_words.cache_clear()
 
 
-@pytest.mark.parametrize("seen", [True, False])
 def test_rows_of_words_are_of_the_dictionary_and_as_long_as_sentences():
     rng = np.random.default_rng(3)
     rows = [draw_word_row(rng) for _ in range(2000)]
@@ -90,6 +89,7 @@ def test_rows_of_words_are_of_the_dictionary_and_as_long_as_sentences():
         assert len(row) in ends, row
 
 
+@pytest.mark.parametrize("seen", [True, False])
 @pytest.mark.parametrize("keyword", UNSEEN)
 def test_a_keyword_that_is_asked_for_occurs(keyword, seen):
     sentence = draw_sentence(np.random.default_rng(1), seen_template=seen, keyword=keyword)

@@ -89,10 +89,10 @@ def test_in_a_keywords_place_training_has_words_without_number(full_plan, templa
         assert len(words.difference(SEEN)) >= fewest
 
 
-def test_a_language_model_reads_most_words_of_the_dictionary(full_plan):
+def test_a_language_model_reads_the_words_of_the_dictionary_often(full_plan):
     _, lm_texts = full_plan
     text = "\n".join(lm_texts)
-    assert np.mean([word in text for word in dictionary_words()]) > 0.95
+    assert np.median([text.count(word) for word in dictionary_words()[::10]]) >= 10
 
 
 def test_the_hours_are_near_those_asked_for(full_plan):
