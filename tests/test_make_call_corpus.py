@@ -13,7 +13,7 @@ from nest_hf.data.call_corpus import SETS, draw_speakers, plan_corpus, split_of
 from nest_hf.data.call_grammar import DOMAINS, SEEN, UNSEEN, dictionary_words, literal_pieces, templates
 
 SCRIPT = Path(__file__).parents[1] / "training" / "make_call_corpus.py"
-SMALL = ("--hours", "0.02", "--call_hours", "0.01", "--test_utterances", "50", "--lm_sentences", "300")
+SMALL = ("--hours", "0.02", "--call_hours", "0.01", "--test_utterances", "50", "--lm_lines", "300")
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess:
@@ -41,7 +41,7 @@ def made(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def full_plan():
-    return plan_corpus(hours=2.0, call_hours=0.5, test_utterances=300, lm_sentences=40_000, seed=0)
+    return plan_corpus(hours=2.0, call_hours=0.5, test_utterances=300, lm_lines=40_000, seed=0)
 
 
 def test_splits_share_no_voice():
@@ -101,7 +101,7 @@ def test_the_hours_are_near_those_asked_for(full_plan):
 
 
 def test_espeak_takes_as_long_as_was_planned(made):
-    planned, _ = plan_corpus(hours=0.02, call_hours=0.01, test_utterances=50, lm_sentences=300, seed=0)
+    planned, _ = plan_corpus(hours=0.02, call_hours=0.01, test_utterances=50, lm_lines=300, seed=0)
     for name in SETS:
         said = sum(row["duration"] for row in read(made, name))
         assert said == pytest.approx(sum(u.expected_s for u in planned[name]), rel=0.15)

@@ -37,8 +37,8 @@ from nest_hf.data.writers import whole_file
 from nest_hf.parsing import error_line, parse_arguments
 
 SCALES = {
-    "full": {"hours": 10.0, "call_hours": 0.5, "test_utterances": 300, "lm_sentences": 40_000},
-    "smoke": {"hours": 0.2, "call_hours": 0.05, "test_utterances": 60, "lm_sentences": 2000},
+    "full": {"hours": 10.0, "call_hours": 0.5, "test_utterances": 300, "lm_lines": 40_000},
+    "smoke": {"hours": 0.2, "call_hours": 0.05, "test_utterances": 60, "lm_lines": 2000},
 }
 RESULTS = (*(f"{name}.jsonl" for name in SETS), "keywords.txt", "lm_text.txt", "corpus.json")
 
@@ -50,7 +50,7 @@ class CallCorpusArguments:
     hours: float | None = HfArg(default=None, help="Wideband training speech, near enough. Full: 10.0.")
     call_hours: float | None = HfArg(default=None, help="Training calls, near enough. Full: 0.5.")
     test_utterances: int | None = HfArg(default=None, help="In each test set; validation has half. Full: 300.")
-    lm_sentences: int | None = HfArg(default=None, help="Lines of lm_text.txt, half rows of words. Full: 40000.")
+    lm_lines: int | None = HfArg(default=None, help="Lines of lm_text.txt, half rows of words. Full: 40000.")
     seed: int = HfArg(default=0, help="Seed of the texts, voices and channel.")
     format: Literal["flac", "wav"] = HfArg(default="flac", help="Audio file format, 16 bits either way.")
     num_proc: int = HfArg(default=2, help="Processes; the result depends on no number of them.")
@@ -66,7 +66,7 @@ class CallCorpusArguments:
             ("hours", 0 < self.hours <= 1000, "pass a positive number up to 1000"),
             ("call_hours", 0 < self.call_hours <= 1000, "pass a positive number up to 1000"),
             ("test_utterances", self.test_utterances >= 50, "pass 50 or more, so that every unseen keyword occurs"),
-            ("lm_sentences", self.lm_sentences >= 1, "pass 1 or more"),
+            ("lm_lines", self.lm_lines >= 1, "pass 1 or more"),
             ("seed", 0 <= self.seed < 2**31, "pass 0 to 2147483647"),
             ("num_proc", self.num_proc >= 1, "pass 1 or more"),
         ):
@@ -116,7 +116,7 @@ def summary(rows: dict[str, list[dict]], lm_texts: list[str], seed: int) -> dict
             for name, entries in rows.items()
         },
         "characters": len(set(text) - {"\n"}),
-        "lm_sentences": len(lm_texts),
+        "lm_lines": len(lm_texts),
         "keywords_seen": KEYWORDS,
         "keywords_unseen": UNSEEN_KEYWORDS,
         "fewest_in_training": min(map(text.count, SEEN)),
@@ -179,7 +179,7 @@ def main():
             f"{of_set['longest_s']} s, {of_set['hours']:.3f} hours, {len(of_set['speakers'])} voices"
         )
     print(f"{folder / 'keywords.txt'}: {len(SEEN)} keywords of training, {len(UNSEEN)} of tests alone")
-    print(f"{folder / 'lm_text.txt'}: {len(lm_texts)} sentences; {figures['characters']} characters in training")
+    print(f"{folder / 'lm_text.txt'}: {len(lm_texts)} lines; {figures['characters']} characters in training")
     print(f"All figures: {folder / 'corpus.json'}")
 
 

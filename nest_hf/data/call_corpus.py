@@ -100,7 +100,7 @@ def _draw_new(rng: np.random.Generator, known: set[str], **choice) -> Sentence:
 
 
 def plan_corpus(
-    *, hours: float, call_hours: float, test_utterances: int, lm_sentences: int, seed: int
+    *, hours: float, call_hours: float, test_utterances: int, lm_lines: int, seed: int
 ) -> tuple[dict[str, list[Utterance]], list[str]]:
     """
     Who says what: the utterances of each of `SETS`, and the texts for a language model.
@@ -113,7 +113,7 @@ def plan_corpus(
     speakers = draw_speakers(seed)
     lm_rng = np.random.default_rng([seed, 1])
     sentences = draw_training_texts(lm_rng)
-    lm_texts = [draw_word_row(lm_rng) if index % 2 else next(sentences).text for index in range(lm_sentences)]
+    lm_texts = [draw_word_row(lm_rng) if index % 2 else next(sentences).text for index in range(lm_lines)]
     plan, known = {}, set(lm_texts)
     # training first, because the others avoid its sentences
     for name in sorted(SETS, key=lambda name: split_of(name) != "train"):
